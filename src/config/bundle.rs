@@ -1,0 +1,382 @@
+//! The loaded configuration: every value checked, every file it names read into memory.
+//! Made by `config::load` in the master, sent to workers in a memfd, read by every layer.
+//! Never refers to a file that still has to be opened: a worker has no file system.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything one generation of workers needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Bundle {
+    /// SHA-256 of the configuration text, lower-case hex.
+    pub sha256: String,
+    /// Process-wide settings.
+    pub global: Global,
+    /// How reloads behave.
+    pub reload: Reload,
+    /// The admin socket, if configured.
+    pub admin: Option<Admin>,
+    /// Log targets in file order.
+    pub logs: Vec<LogTarget>,
+    /// The statistics listener, if configured.
+    pub stats: Option<Stats>,
+    /// Frontends in file order.
+    pub frontends: Vec<Frontend>,
+    /// Backends in file order.
+    pub backends: Vec<Backend>,
+}
+
+/// `[global]`: what HAProxy's `global` section holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Global {
+    /// User the workers run as; only honoured when the master is root.
+    pub user: Option<String>,
+    /// Group the workers run as; the user's own group when absent.
+    pub group: Option<String>,
+    /// Directory workers are confined to.
+    pub chroot: Option<PathBuf>,
+    /// Pid file of the master.
+    pub pid_file: Option<PathBuf>,
+    /// Worker threads; `None` is one per available core.
+    pub threads: Option<usize>,
+    /// Client connections a worker holds at most; `None` is what the descriptor limit allows.
+    pub maxconn: Option<u32>,
+}
+
+/// `[reload]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reload {
+    /// What `proxy reload` does without `--mode`.
+    pub strategy: ReloadMode,
+    /// A draining worker is ended after this long.
+    pub hard_stop_after: Duration,
+    /// Draining workers kept at most; one more ends the oldest.
+    pub max_old: usize,
+}
+
+/// How listeners reach the new worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReloadMode {
+    /// The very same listening sockets.
+    Handover,
+    /// Freshly bound `SO_REUSEPORT` sockets.
+    Rebind,
+}
+
+/// `[admin]`: HAProxy's `stats socket`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Admin {
+    /// Path of the unix socket.
+    pub socket: PathBuf,
+    /// Permission bits, for example `0o600`.
+    pub mode: u32,
+    /// Group that owns the socket.
+    pub group: Option<String>,
+    /// Most that a caller may do.
+    pub level: AdminLevel,
+    /// A silent caller is dropped after this long.
+    pub timeout: Duration,
+    /// Whether `_getsocks` (`-x`) is answered.
+    pub expose_listeners: bool,
+}
+
+/// Rights on the admin socket, ascending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdminLevel {
+    /// May look.
+    User,
+    /// May look and reload.
+    Operator,
+    /// May everything, stopping and taking listeners included.
+    Admin,
+}
+
+/// One `[[log]]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogTarget {
+    /// Where lines go.
+    pub sink: LogSink,
+    /// Syslog facility number, 0 (kern) to 23 (local7).
+    pub facility: u8,
+    /// Least urgent syslog severity passed on, 0 (emerg) to 7 (debug).
+    pub level: u8,
+    /// Program name in each line.
+    pub tag: String,
+    /// Access lines wanted.
+    pub access: bool,
+    /// Event lines (start, reload, server down …) wanted.
+    pub events: bool,
+    /// Access format of this target; the frontend's own when absent.
+    pub access_format: Option<String>,
+}
+
+/// Transport of a log target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogSink {
+    /// Datagrams to a unix socket such as `/dev/log`.
+    Unix(PathBuf),
+    /// UDP datagrams (RFC 3164 over port 514).
+    Udp(SocketAddr),
+}
+
+/// `[stats]`: HAProxy's `listen stats`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stats {
+    /// Addresses listened on.
+    pub binds: Vec<Bind>,
+    /// URI prefix, may hold a `?`.
+    pub uri: String,
+    /// Accounts that may look; everyone when empty.
+    pub users: Vec<User>,
+    /// Realm of the basic authentication.
+    pub realm: String,
+    /// Page refreshes itself this often.
+    pub refresh: Option<Duration>,
+}
+
+/// One account of a `[users.NAME]` list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct User {
+    /// Login name.
+    pub name: String,
+    /// What the password is checked against.
+    pub secret: Secret,
+}
+
+/// How a password is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Secret {
+    /// Clear text (`insecure-password`).
+    Clear(String),
+    /// crypt(3) `$5$` or `$6$`.
+    Crypt(String),
+}
+
+/// One listening address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Address and port. `*` is `0.0.0.0`, `[::]` is dual stack unless `v6only`.
+    pub address: SocketAddr,
+    /// `IPV6_V6ONLY`.
+    pub v6only: bool,
+    /// listen(2) backlog.
+    pub backlog: u32,
+    /// Where the configuration says so, `file:line:column`, for messages about binding.
+    pub origin: String,
+}
+
+/// One `[frontend.NAME]` with defaults applied.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Frontend {
+    /// Name.
+    pub name: String,
+    /// Listening addresses.
+    pub binds: Vec<Bind>,
+    /// Index of its backend in `Bundle::backends`; `None` when every request is redirected.
+    pub backend: Option<usize>,
+    /// Client connections held at most by one worker.
+    pub maxconn: Option<u32>,
+    /// TLS, when certificates are given.
+    pub tls: Option<TlsServer>,
+    /// Edits of the request's header on its way to the server.
+    pub request_headers: HeaderEdits,
+    /// Edits of the response's header on its way to the client.
+    pub response_headers: HeaderEdits,
+    /// Rules, first to last.
+    pub rules: Vec<Rule>,
+    /// keep-alive, server-close or close.
+    pub connection_mode: ConnectionMode,
+    /// Whether X-Forwarded-For is appended.
+    pub forwarded_for: bool,
+    /// Whether connections without a byte are logged.
+    pub log_empty: bool,
+    /// Access format: HAProxy log-format text, `httplog` or `json`.
+    pub access_format: String,
+    /// Timeouts of the client side.
+    pub timeout: ClientTimeouts,
+    /// Limits on request heads.
+    pub limit: Limits,
+    /// Raw responses by status.
+    pub error_pages: Vec<ErrorPage>,
+}
+
+/// Client-side timeouts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientTimeouts {
+    /// Inactivity while sending or receiving a body.
+    pub client: Duration,
+    /// Whole request head, TLS handshake included.
+    pub http_request: Duration,
+    /// Idle time between requests.
+    pub http_keep_alive: Duration,
+}
+
+/// Limits on message heads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of a whole head.
+    pub header_size: usize,
+    /// Header fields in a head.
+    pub headers: usize,
+    /// Bytes of a request target.
+    pub uri_length: usize,
+}
+
+/// A raw HTTP response that replaces the built-in page of a status.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorPage {
+    /// Status it stands for.
+    pub status: u16,
+    /// The bytes sent, status line included.
+    #[serde(with = "super::base64_bytes")]
+    pub raw: Vec<u8>,
+}
+
+/// What remains open after a response, the stricter of frontend and backend counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConnectionMode {
+    /// Both sides.
+    KeepAlive,
+    /// The client's side only.
+    ServerClose,
+    /// Neither side.
+    Close,
+}
+
+/// Header edits: removals first, then replacements, then additions.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct HeaderEdits {
+    /// Names removed (lower case).
+    pub del: Vec<String>,
+    /// Replaced by exactly one field.
+    pub set: Vec<(String, String)>,
+    /// Added after what is there.
+    pub add: Vec<(String, String)>,
+}
+
+/// One `[[frontend.NAME.rule]]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rule {
+    /// Applies when the connection is TLS (`Some(true)`), plain (`Some(false)`), always (`None`).
+    pub tls: Option<bool>,
+    /// What is done.
+    pub action: Action,
+}
+
+/// What a rule does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Answer with a redirect and end the request.
+    Redirect(Redirect),
+}
+
+/// A redirect; exactly one of the parts it may replace is usual.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Redirect {
+    /// New scheme, host and path kept.
+    pub scheme: Option<String>,
+    /// New host, path kept.
+    pub host: Option<String>,
+    /// Prefix put before the path.
+    pub prefix: Option<String>,
+    /// Whole new location.
+    pub location: Option<String>,
+    /// 301, 302, 303, 307 or 308.
+    pub code: u16,
+}
+
+/// TLS settings of one frontend, defaults applied.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TlsServer {
+    /// Certificates; the first is the default for unknown or absent SNI.
+    pub certificates: Vec<Certificate>,
+    /// Whether TLS 1.2 is offered beside 1.3.
+    pub tls12: bool,
+    /// IANA names of the cipher suites offered, in order; empty is the library's list.
+    /// TLS 1.3 suites that are not named stay available.
+    pub ciphers: Vec<String>,
+    /// Key-exchange groups by name (`X25519MLKEM768`, `X25519`, `P-256`, `P-384`); empty is the library's list.
+    pub groups: Vec<String>,
+}
+
+/// A certificate chain with its key, already proven to match.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Where it came from.
+    pub path: PathBuf,
+    /// DER certificates, leaf first, base64 in the bundle.
+    #[serde(with = "super::base64_list")]
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS#8, PKCS#1 or SEC1 DER key.
+    #[serde(with = "super::base64_bytes")]
+    pub key: Vec<u8>,
+    /// Which of the three the key is.
+    pub key_format: KeyFormat,
+    /// DNS names and addresses it answers for, lower case, `*.` wildcards kept; SAN, else CN.
+    pub names: Vec<String>,
+    /// End of validity, seconds since the epoch.
+    pub not_after: i64,
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("path", &self.path).field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// Encoding of a private key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyFormat {
+    /// `PRIVATE KEY`.
+    Pkcs8,
+    /// `RSA PRIVATE KEY`.
+    Pkcs1,
+    /// `EC PRIVATE KEY`.
+    Sec1,
+}
+
+/// One `[backend.NAME]` with defaults applied.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Backend {
+    /// Name.
+    pub name: String,
+    /// How a server is chosen.
+    pub balance: Balance,
+    /// Servers in file order.
+    pub servers: Vec<Server>,
+    /// Connection attempts after the first.
+    pub retries: u32,
+    /// The last retry goes to another server.
+    pub redispatch: bool,
+    /// keep-alive, server-close or close.
+    pub connection_mode: ConnectionMode,
+    /// connect(2) time-out.
+    pub connect_timeout: Duration,
+    /// Inactivity of the server.
+    pub server_timeout: Duration,
+}
+
+/// Balancing algorithms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Balance {
+    /// One global order over all threads.
+    RoundRobin,
+}
+
+/// One server of a backend.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Server {
+    /// Name.
+    pub name: String,
+    /// Address, resolved when the configuration was loaded.
+    pub address: SocketAddr,
+}

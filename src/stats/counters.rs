@@ -1,0 +1,154 @@
+//! The counters and gauges of one frontend, backend or server in shared memory.
+//! Handed out by `stats::Memory`, bumped by the request path, read by every view.
+//! Never allocates, never locks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Monotonic counters of one slot. The discriminant is the place in shared memory: append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Counter {
+    /// Sessions (frontend: connections; backend, server: requests assigned), `stot`.
+    Sessions = 0,
+    /// Requests received (`req_tot`).
+    Requests = 1,
+    /// Bytes received from clients (`bin`).
+    BytesIn = 2,
+    /// Bytes sent to clients (`bout`).
+    BytesOut = 3,
+    /// Requests refused by rules (`dreq`).
+    DeniedRequests = 4,
+    /// Requests that were malformed, too large or too late (`ereq`).
+    RequestErrors = 5,
+    /// Failed connections to servers (`econ`).
+    ConnectErrors = 6,
+    /// Broken or malformed responses (`eresp`).
+    ResponseErrors = 7,
+    /// Connection retries (`wretr`).
+    Retries = 8,
+    /// Retries sent to another server (`wredis`).
+    Redispatches = 9,
+    /// Responses 1xx (`hrsp_1xx`).
+    Status1xx = 10,
+    /// Responses 2xx.
+    Status2xx = 11,
+    /// Responses 3xx.
+    Status3xx = 12,
+    /// Responses 4xx.
+    Status4xx = 13,
+    /// Responses 5xx.
+    Status5xx = 14,
+    /// Any other status, or none (`hrsp_other`).
+    StatusOther = 15,
+    /// Connections opened to a server (`connect`).
+    Connects = 16,
+    /// Pooled connections used again (`reuse`).
+    Reuses = 17,
+    /// Transfers the client broke off (`cli_abrt`).
+    ClientAborts = 18,
+    /// Transfers the server broke off (`srv_abrt`).
+    ServerAborts = 19,
+    /// Times chosen by the balancer (`lbtot`).
+    Selected = 20,
+    /// Highest number of current sessions seen (`smax`); kept with [`Slot::raise`].
+    SessionsMax = 21,
+    /// Position of the round robin; not shown.
+    RoundRobin = 22,
+    /// Log lines dropped because a target did not keep up (frontends).
+    LogDrops = 23,
+    /// TLS handshakes that failed (frontends).
+    HandshakeErrors = 24,
+    /// Second (epoch) of the last session (`lastsess`).
+    LastSession = 25,
+}
+
+/// Counters per slot.
+pub const COUNTERS: usize = 64;
+
+/// Values that go up and down; one lane per worker so that a crashed worker's share can be cleared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Gauge {
+    /// Open sessions (`scur`).
+    Sessions = 0,
+    /// Waiting requests (`qcur`).
+    Queued = 1,
+}
+
+/// Gauges per slot and lane.
+pub const GAUGES: usize = 2;
+
+/// One entity's place in the shared memory, as one worker sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Slot {
+    counters: &'static [AtomicU64; COUNTERS],
+    gauges: &'static [AtomicU64; GAUGES],
+}
+
+impl Slot {
+    /// Joins the two areas of a slot.
+    #[must_use]
+    pub fn new(counters: &'static [AtomicU64; COUNTERS], gauges: &'static [AtomicU64; GAUGES]) -> Self {
+        Self { counters, gauges }
+    }
+
+    /// Adds to a counter.
+    pub fn add(&self, counter: Counter, amount: u64) {
+        self.counters[counter as usize].fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// Adds to a counter and returns what it was before.
+    #[must_use]
+    pub fn take(&self, counter: Counter) -> u64 {
+        self.counters[counter as usize].fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sets a counter that holds a time rather than a count.
+    pub fn set(&self, counter: Counter, value: u64) {
+        self.counters[counter as usize].store(value, Ordering::Relaxed);
+    }
+
+    /// Raises a maximum.
+    pub fn raise(&self, counter: Counter, value: u64) {
+        if self.counters[counter as usize].load(Ordering::Relaxed) < value {
+            self.counters[counter as usize].fetch_max(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads a counter.
+    #[must_use]
+    pub fn value(&self, counter: Counter) -> u64 {
+        self.counters[counter as usize].load(Ordering::Relaxed)
+    }
+
+    /// One more; returns the new value of this worker's lane.
+    pub fn enter(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge as usize].fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// One less.
+    pub fn leave(&self, gauge: Gauge) {
+        self.gauges[gauge as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// This worker's share of a gauge.
+    #[must_use]
+    pub fn current(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts a response by its class.
+    pub fn status(&self, status: u16) {
+        self.add(
+            match status / 100 {
+                1 => Counter::Status1xx,
+                2 => Counter::Status2xx,
+                3 => Counter::Status3xx,
+                4 => Counter::Status4xx,
+                5 => Counter::Status5xx,
+                _ => Counter::StatusOther,
+            },
+            1,
+        );
+    }
+}
