@@ -1,1 +1,19 @@
-//! (empty)
+//! One client connection and its requests: receive, rules, pick a server, forward, respond, log.
+//! Called by `worker` with an accepted socket. Never binds, never reads a file, never takes a lock.
+
+mod connection;
+mod error;
+mod exchange;
+mod io;
+mod pump;
+mod request;
+mod respond;
+mod site;
+mod tally;
+mod timer;
+mod transcode;
+
+pub use connection::serve;
+pub use error::{Failure, Side};
+pub use site::{Site, Thread};
+pub use timer::{TICK, Timers};

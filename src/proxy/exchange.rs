@@ -1,0 +1,178 @@
+//! Request and response of one exchange under way at the same time, in one task, without locks.
+//! Called by `request` once a server's connection is there. Never chooses a server, never retries.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::AsyncWrite;
+
+use super::Failure;
+use super::io::{ClientStream, poll_read_with};
+use super::pump::{Broken, Pump};
+use super::timer::{Alarm, Timer};
+use crate::http::{Field, HeadLimits, Method, ResponseHead, parse_response};
+use crate::upstream::Connection;
+
+/// Limits on a server's response head: ours, whatever a frontend allows its clients.
+const RESPONSE_LIMITS: HeadLimits = HeadLimits { size: 64 * 1024, fields: 256, target: 0 };
+
+/// Both ends of an exchange.
+pub struct Exchange<'a> {
+    /// Client's stream.
+    pub client: &'a mut ClientStream,
+    /// What the client sent beyond this request.
+    pub client_rest: &'a mut Vec<u8>,
+    /// Server's connection.
+    pub server: &'a mut Connection,
+    /// Deadline of the connection.
+    pub timer: &'a Timer,
+    /// Inactivity of the client.
+    pub client_timeout: Duration,
+    /// Inactivity of the server.
+    pub server_timeout: Duration,
+    /// Whether the request is still being sent.
+    pub request_open: bool,
+}
+
+impl Exchange<'_> {
+    /// Sends the request and waits for a response head, interim ones included. The head's bytes stay
+    /// at the front of `server.input`.
+    pub async fn response(
+        &mut self,
+        request: &mut Pump,
+        method: Method,
+        fields: &mut Vec<Field>,
+    ) -> Result<ResponseHead, Failure> {
+        self.timer.set(self.server_timeout);
+        poll_fn(|cx| {
+            if let Some(alarm) = self.timer.poll(cx) {
+                let client_waits = self.request_open && !request.blocked_on_receiver;
+                return Poll::Ready(Err(alarm_before_response(alarm, client_waits)));
+            }
+            if self.request_open
+                && let Err(failure) = self.poll_request(cx, request)
+            {
+                return Poll::Ready(Err(failure));
+            }
+            self.poll_response_head(cx, method, fields)
+        })
+        .await
+    }
+
+    fn poll_request(&mut self, cx: &mut Context<'_>, request: &mut Pump) -> Result<(), Failure> {
+        let mut moved = false;
+        let from = (&mut *self.client, &mut *self.client_rest);
+        match request.poll(cx, from, &mut self.server.stream, &mut || moved = true) {
+            Poll::Ready(Ok(())) => {
+                self.request_open = false;
+                self.timer.set(self.server_timeout);
+            }
+            Poll::Ready(Err(Broken::Sender)) => return Err(Failure::ClientAborted),
+            Poll::Ready(Err(Broken::Framing(refusal))) => return Err(Failure::Refused(refusal)),
+            // The server stopped listening; what it said before that still counts.
+            Poll::Ready(Err(Broken::Receiver)) => self.request_open = false,
+            Poll::Pending if moved => {
+                self.timer.set(if request.blocked_on_receiver { self.server_timeout } else { self.client_timeout });
+            }
+            Poll::Pending => {}
+        }
+        Ok(())
+    }
+
+    fn poll_response_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: Method,
+        fields: &mut Vec<Field>,
+    ) -> Poll<Result<ResponseHead, Failure>> {
+        loop {
+            if !self.server.input.is_empty() {
+                match parse_response(&self.server.input, method, &RESPONSE_LIMITS, fields) {
+                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                    Ok(None) => {}
+                    Err(refusal) => return Poll::Ready(Err(Failure::BadResponse(refusal))),
+                }
+            }
+            let input = &mut self.server.input;
+            let read = poll_read_with(&mut self.server.stream, cx, |bytes, _| {
+                input.extend_from_slice(bytes);
+                bytes.len()
+            });
+            match read {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Failure::ServerClosed)),
+                Poll::Ready(Ok(_)) => self.timer.set(self.server_timeout),
+            }
+        }
+    }
+
+    /// Passes an interim response (1xx) on at once; the request goes on meanwhile. Returns its bytes.
+    pub async fn interim(&mut self, bytes: &[u8]) -> Result<u64, Failure> {
+        let mut sent = 0;
+        poll_fn(|cx| {
+            if let Some(alarm) = self.timer.poll(cx) {
+                return Poll::Ready(Err(alarm_in_response(alarm, true)));
+            }
+            while sent < bytes.len() {
+                match ready!(Pin::new(&mut *self.client).poll_write(cx, &bytes[sent..])) {
+                    Ok(0) | Err(_) => return Poll::Ready(Err(Failure::ClientAborted)),
+                    Ok(written) => sent += written,
+                }
+            }
+            Pin::new(&mut *self.client).poll_flush(cx).map_err(|_error| Failure::ClientAborted)
+        })
+        .await?;
+        Ok(sent as u64)
+    }
+
+    /// Sends the response, and whatever of the request is still to be sent, until the response is done.
+    pub async fn relay(&mut self, request: &mut Pump, response: &mut Pump) -> Result<(), Failure> {
+        self.timer.set(self.server_timeout.min(self.client_timeout));
+        poll_fn(|cx| {
+            if let Some(alarm) = self.timer.poll(cx) {
+                return Poll::Ready(Err(alarm_in_response(alarm, response.blocked_on_receiver)));
+            }
+            if self.request_open && self.poll_request(cx, request).is_err() {
+                // The response is under way and decides; the connection closes after it.
+                self.request_open = false;
+            }
+            let mut moved = false;
+            let Connection { stream, input, .. } = &mut *self.server;
+            match response.poll(cx, (stream, input), self.client, &mut || moved = true) {
+                Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+                Poll::Ready(Err(Broken::Sender)) => Poll::Ready(Err(Failure::ResponseTruncated)),
+                Poll::Ready(Err(Broken::Receiver)) => Poll::Ready(Err(Failure::ClientAborted)),
+                Poll::Ready(Err(Broken::Framing(refusal))) => Poll::Ready(Err(Failure::BadResponse(refusal))),
+                Poll::Pending => {
+                    if moved {
+                        self.timer.set(if response.blocked_on_receiver {
+                            self.client_timeout
+                        } else {
+                            self.server_timeout
+                        });
+                    }
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+fn alarm_before_response(alarm: Alarm, client_waits: bool) -> Failure {
+    match alarm {
+        Alarm::Stopped => Failure::Stopping,
+        Alarm::Expired if client_waits => Failure::ClientTimedOut,
+        Alarm::Expired => Failure::ServerTimedOut,
+    }
+}
+
+fn alarm_in_response(alarm: Alarm, client_blocks: bool) -> Failure {
+    match alarm {
+        Alarm::Stopped => Failure::Stopping,
+        Alarm::Expired if client_blocks => Failure::ClientTimedOut,
+        Alarm::Expired => Failure::ServerStalled,
+    }
+}

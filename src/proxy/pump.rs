@@ -1,0 +1,171 @@
+//! One direction of an exchange: a head already built, then the body as it comes.
+//! Polled by `exchange`, both directions in one task. Never holds more than one read's worth of a body:
+//! while the receiver has not taken what was read, the sender is not read.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::io::poll_read_with;
+use super::transcode::Transcoder;
+use crate::http::Refusal;
+
+/// Head and body on their way from one side to the other.
+pub struct Pump {
+    transcoder: Transcoder,
+    pending: Vec<u8>,
+    sent: usize,
+    flushed: bool,
+    /// Bytes read from the sender.
+    pub bytes_in: u64,
+    /// Bytes written to the receiver.
+    pub bytes_out: u64,
+    /// Whether the pump waits for the receiver rather than for the sender.
+    pub blocked_on_receiver: bool,
+}
+
+/// Which side ended a pump early.
+pub enum Broken {
+    /// Reading failed or ended inside the body.
+    Sender,
+    /// Writing failed.
+    Receiver,
+    /// The body's framing is wrong.
+    Framing(Refusal),
+}
+
+impl Pump {
+    /// A pump that sends `head` first. What `input` already holds of the body is taken along, so that
+    /// a small message leaves in one write.
+    pub fn new(head: Vec<u8>, transcoder: Transcoder, input: &mut Vec<u8>) -> Result<Self, Broken> {
+        let mut pump = Self {
+            transcoder,
+            pending: head,
+            sent: 0,
+            flushed: false,
+            bytes_in: 0,
+            bytes_out: 0,
+            blocked_on_receiver: false,
+        };
+        if !input.is_empty() {
+            let taken = pump.accept(input)?;
+            input.drain(..taken);
+        }
+        Ok(pump)
+    }
+
+    /// Whether everything has been read from the sender.
+    pub fn is_read(&self) -> bool {
+        self.transcoder.is_finished()
+    }
+
+    /// Whether the head (and what came with it) has left.
+    pub fn is_sent(&self) -> bool {
+        self.sent == self.pending.len()
+    }
+
+    /// Gives back the buffer for the next head.
+    pub fn into_buffer(self) -> Vec<u8> {
+        let mut buffer = self.pending;
+        buffer.clear();
+        buffer
+    }
+
+    fn accept(&mut self, input: &[u8]) -> Result<usize, Broken> {
+        let step = self.transcoder.push(input, &mut self.pending).map_err(Broken::Framing)?;
+        if step.as_is {
+            self.pending.extend_from_slice(&input[..step.consumed]);
+        }
+        self.bytes_in += step.consumed as u64;
+        Ok(step.consumed)
+    }
+
+    /// Moves what can be moved. `rest` receives bytes that belong to the sender's next message.
+    /// Every progress calls `touch`.
+    pub fn poll<R, W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        (from, rest): (&mut R, &mut Vec<u8>),
+        to: &mut W,
+        touch: &mut dyn FnMut(),
+    ) -> Poll<Result<(), Broken>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            self.blocked_on_receiver = true;
+            ready!(self.poll_send(cx, to, touch))?;
+            if self.transcoder.is_finished() {
+                return self.poll_flush(cx, to);
+            }
+            if !self.flushed {
+                ready!(self.poll_flush(cx, to))?;
+            }
+            self.blocked_on_receiver = false;
+            let read = ready!(poll_read_with(from, cx, |bytes, _| {
+                if bytes.is_empty() {
+                    return if self.transcoder.end_of_input(&mut self.pending) { Ok(()) } else { Err(Broken::Sender) };
+                }
+                let taken = self.accept_and_send(cx, bytes, to)?;
+                rest.extend_from_slice(&bytes[taken..]);
+                Ok(())
+            }));
+            read.map_err(|_error| Broken::Sender)??;
+            touch();
+        }
+    }
+
+    /// Writes body bytes straight from the read buffer where the framing allows; copies only what the
+    /// receiver did not take.
+    fn accept_and_send<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        to: &mut W,
+    ) -> Result<usize, Broken> {
+        self.flushed = false;
+        let step = self.transcoder.push(bytes, &mut self.pending).map_err(Broken::Framing)?;
+        self.bytes_in += step.consumed as u64;
+        if step.as_is {
+            let body = &bytes[..step.consumed];
+            let written = match Pin::new(to).poll_write(cx, body) {
+                Poll::Ready(Ok(written)) => written,
+                Poll::Ready(Err(_error)) => return Err(Broken::Receiver),
+                Poll::Pending => 0,
+            };
+            self.bytes_out += written as u64;
+            self.pending.extend_from_slice(&body[written..]);
+        }
+        Ok(step.consumed)
+    }
+
+    fn poll_send<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+        touch: &mut dyn FnMut(),
+    ) -> Poll<Result<(), Broken>> {
+        while self.sent < self.pending.len() {
+            match ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.sent..])) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(Broken::Receiver)),
+                Ok(written) => {
+                    self.sent += written;
+                    self.bytes_out += written as u64;
+                    self.flushed = false;
+                    touch();
+                }
+            }
+        }
+        self.pending.clear();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<Result<(), Broken>> {
+        ready!(Pin::new(to).poll_flush(cx)).map_err(|_error| Broken::Receiver)?;
+        self.flushed = true;
+        Poll::Ready(Ok(()))
+    }
+}

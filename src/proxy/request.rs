@@ -1,0 +1,394 @@
+//! One request through its phases: receive, rules, pick a server, forward, respond, log.
+//! Called by `connection` until the connection ends. The outer function answers failures and logs
+//! once; the inner ones return `Result`.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::connection::{Client, Next};
+use super::exchange::Exchange;
+use super::io::poll_read_with;
+use super::pump::{Broken, Pump};
+use super::respond::applies;
+use super::tally::Tally;
+use super::timer::Alarm;
+use super::transcode::Transcoder;
+use super::{Failure, Side};
+use crate::config::{Action, ConnectionMode, HeaderEdits};
+use crate::http::{
+    Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Version, parse_request,
+    rebuild_request, rebuild_response,
+};
+use crate::stats::Counter;
+use crate::upstream::{Attempt, Backend, ConnectError, Connection, next_server};
+
+/// Longest wait before the same server is tried again (HAProxy: min of `timeout connect` and 1 s).
+const TURN_AROUND: Duration = Duration::from_secs(1);
+
+/// Serves the next request of a connection.
+pub async fn serve_one(client: &mut Client) -> Next {
+    let head = match receive(client).await {
+        Ok(Some(head)) => head,
+        Ok(None) => return end_without_request(client),
+        Err(failure) => {
+            let mut tally = Tally::new(client, None);
+            return fail(client, &mut tally, Method::Get, failure).await;
+        }
+    };
+    let mut tally = Tally::new(client, Some(&head));
+    match process(client, &head, &mut tally).await {
+        Ok(next) => {
+            tally.finish(client, *b"--");
+            next
+        }
+        Err(failure) => fail(client, &mut tally, head.method, failure).await,
+    }
+}
+
+/// A connection that ends between requests: logged only where empty connections are wanted.
+fn end_without_request(client: &Client) -> Next {
+    if client.requests == 0 && client.site.config().log_empty {
+        Tally::new(client, None).finish(client, *b"CR");
+    }
+    Next::Close
+}
+
+/// Answers a failure if an answer is still possible, logs it, and says how the connection ends.
+async fn fail(client: &mut Client, tally: &mut Tally, method: Method, failure: Failure) -> Next {
+    let (status, termination, side) = failure.verdict();
+    tally.blame(client, side);
+    let began = tally.status != 0;
+    if !began && status != 0 {
+        tally.status = status;
+        if let Ok(sent) = client.send_error(status, method).await {
+            tally.bytes_out += sent;
+        }
+    }
+    tally.finish(client, termination);
+    if began { Next::Abort } else { Next::Close }
+}
+
+/// Reads until a whole head is there. `None`: the client left, or was idle too long, between requests.
+async fn receive(client: &mut Client) -> Result<Option<RequestHead>, Failure> {
+    let site = Rc::clone(&client.site);
+    if client.requests > 0 {
+        let timeout = &site.config().timeout;
+        client.timer.set(if client.input.is_empty() { timeout.http_keep_alive } else { timeout.http_request });
+        client.began = (SystemTime::now(), Instant::now());
+    }
+    let mut fresh = !client.input.is_empty();
+    let head = poll_fn(|cx| {
+        loop {
+            if fresh {
+                match parse_request(&client.input, &site.limits, &mut client.fields) {
+                    Ok(Some(head)) => return Poll::Ready(Ok(Some(head))),
+                    Ok(None) => {}
+                    Err(refusal) => return Poll::Ready(Err(Failure::Refused(refusal))),
+                }
+            }
+            if let Some(alarm) = client.timer.poll(cx) {
+                return Poll::Ready(match alarm {
+                    Alarm::Stopped => Ok(None),
+                    Alarm::Expired if client.input.is_empty() => Ok(None),
+                    Alarm::Expired => Err(Failure::RequestTimedOut),
+                });
+            }
+            let was_idle = client.input.is_empty();
+            let input = &mut client.input;
+            let read = poll_read_with(&mut client.stream, cx, |bytes, _| {
+                input.extend_from_slice(bytes);
+                bytes.len()
+            });
+            match read {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(0) | Err(_)) if was_idle => return Poll::Ready(Ok(None)),
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Failure::RequestTruncated)),
+                Poll::Ready(Ok(_)) => fresh = true,
+            }
+            if was_idle && client.requests > 0 {
+                client.began = (SystemTime::now(), Instant::now());
+                client.timer.set(site.config().timeout.http_request);
+            }
+        }
+    })
+    .await?;
+    Ok(head.inspect(|head| client.split_head(head.len)))
+}
+
+impl Client {
+    /// Moves the head out of the input, so that what is left there is body or the next request.
+    fn split_head(&mut self, length: usize) {
+        self.head.clear();
+        if self.input.len() == length {
+            std::mem::swap(&mut self.head, &mut self.input);
+        } else {
+            self.head.extend_from_slice(&self.input[..length]);
+            self.input.drain(..length);
+        }
+    }
+}
+
+async fn process(client: &mut Client, head: &RequestHead, tally: &mut Tally) -> Result<Next, Failure> {
+    let site = Rc::clone(&client.site);
+    for rule in &site.config().rules {
+        if applies(rule, site.tls.is_some()) {
+            let Action::Redirect(redirect) = &rule.action;
+            return redirect_client(client, head, redirect, tally).await;
+        }
+    }
+    let backend = site.backend.clone().ok_or(Failure::NoServer)?;
+    tally.enter_backend(&backend);
+    forward(client, head, &backend, tally).await
+}
+
+async fn redirect_client(
+    client: &mut Client,
+    head: &RequestHead,
+    redirect: &crate::config::Redirect,
+    tally: &mut Tally,
+) -> Result<Next, Failure> {
+    // A body nobody will read ends the connection; skipping it would cost us what the client chooses.
+    let keep = head.body == Body::None && client.may_keep_alive(head, ConnectionMode::KeepAlive);
+    let persistence = persistence(keep, head.version);
+    let sent = client.send_redirect(redirect, head, persistence).await?;
+    tally.status = redirect.code;
+    tally.bytes_out += sent;
+    tally.local = true;
+    Ok(if keep { Next::KeepAlive } else { Next::Close })
+}
+
+impl Client {
+    fn may_keep_alive(&self, head: &RequestHead, mode: ConnectionMode) -> bool {
+        head.keep_alive
+            && mode.max(self.site.config().connection_mode) != ConnectionMode::Close
+            && !self.thread.draining.get()
+    }
+}
+
+fn persistence(keep: bool, version: Version) -> Persistence {
+    match (keep, version) {
+        (false, _) => Persistence::Close,
+        (true, Version::Http11) => Persistence::KeepAliveImplicit,
+        (true, Version::Http10) => Persistence::KeepAliveExplicit,
+    }
+}
+
+/// Sends the request to a server and its response back.
+async fn forward(
+    client: &mut Client,
+    head: &RequestHead,
+    backend: &Rc<Backend>,
+    tally: &mut Tally,
+) -> Result<Next, Failure> {
+    let mode = backend.config().connection_mode.max(client.site.config().connection_mode);
+    let repeatable = head.method.is_idempotent() && head.body == Body::None;
+    let mut server = backend.select().ok_or(Failure::NoServer)?;
+    let mut fresh_only = mode != ConnectionMode::KeepAlive;
+    loop {
+        let mut connection = obtain(backend, &mut server, fresh_only, !repeatable, tally).await?;
+        let reused = connection.reused;
+        let mut request = build_request(client, head, mode)?;
+        let result = exchange(client, head, backend, &mut connection, (&mut request, tally)).await;
+        match result {
+            // The server closed an idle connection at the moment of its reuse; it has done nothing.
+            Err(Failure::ServerClosed) if reused && repeatable && connection.input.is_empty() => {
+                fresh_only = true;
+                client.out = request.into_buffer();
+            }
+            Err(failure) => return Err(failure),
+            Ok(Done { next, reusable }) => {
+                if reusable && mode == ConnectionMode::KeepAlive && connection.input.is_empty() {
+                    backend.servers[server].pool.put(connection, Instant::now());
+                }
+                client.out = request.into_buffer();
+                return Ok(next);
+            }
+        }
+    }
+}
+
+/// A connection to the chosen server, or to the one that redispatching chooses.
+async fn obtain(
+    backend: &Rc<Backend>,
+    server: &mut usize,
+    fresh_only: bool,
+    certain: bool,
+    tally: &mut Tally,
+) -> Result<Connection, Failure> {
+    let began = Instant::now();
+    let mut failed = 0;
+    loop {
+        tally.choose_server(backend, *server);
+        if !fresh_only && let Some(connection) = backend.servers[*server].pool.take(certain) {
+            backend.servers[*server].slot.add(Counter::Reuses, 1);
+            tally.connect_ms = 0;
+            return Ok(connection);
+        }
+        let error = match backend.connect(*server).await {
+            Ok(connection) => {
+                tally.connect_ms = millis(began);
+                return Ok(connection);
+            }
+            Err(error) => error,
+        };
+        failed += 1;
+        let config = backend.config();
+        match next_server(*server, config.servers.len(), failed, config.retries, config.redispatch) {
+            Attempt::GiveUp => {
+                backend.servers[*server].slot.add(Counter::ConnectErrors, 1);
+                backend.slot.add(Counter::ConnectErrors, 1);
+                return Err(match error {
+                    ConnectError::TimedOut => Failure::ConnectTimedOut,
+                    ConnectError::Failed(_) => Failure::ConnectFailed,
+                });
+            }
+            Attempt::Redispatch(other) => {
+                tally.retry(backend, *server, true);
+                *server = other;
+            }
+            Attempt::Again(_) => {
+                tally.retry(backend, *server, false);
+                // A wait on purpose: the server may be restarting.
+                tokio::time::sleep(TURN_AROUND.min(config.connect_timeout)).await;
+            }
+        }
+    }
+}
+
+/// The request as the server gets it, with what is already there of the body.
+fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) -> Result<Pump, Failure> {
+    let site = Rc::clone(&client.site);
+    let config = site.config();
+    let mut out = std::mem::take(&mut client.out);
+    out.clear();
+    let rewrite = RequestRewrite {
+        edits: &config.request_headers,
+        forwarded_for: config.forwarded_for.then(|| client.peer.ip()),
+        close: mode != ConnectionMode::KeepAlive,
+    };
+    rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
+    Pump::new(out, Transcoder::new(head.body, head.body), &mut client.input).map_err(|broken| match broken {
+        Broken::Framing(refusal) => Failure::Refused(refusal),
+        Broken::Sender | Broken::Receiver => Failure::ClientAborted,
+    })
+}
+
+/// How an exchange ended well.
+struct Done {
+    next: Next,
+    reusable: bool,
+}
+
+async fn exchange(
+    client: &mut Client,
+    head: &RequestHead,
+    backend: &Rc<Backend>,
+    connection: &mut Connection,
+    (request, tally): (&mut Pump, &mut Tally),
+) -> Result<Done, Failure> {
+    let site = Rc::clone(&client.site);
+    let sent_at = Instant::now();
+    let mut exchange = Exchange {
+        client: &mut client.stream,
+        client_rest: &mut client.input,
+        server: connection,
+        timer: &client.timer,
+        client_timeout: site.config().timeout.client,
+        server_timeout: backend.config().server_timeout,
+        request_open: true,
+    };
+    let response = loop {
+        let response = exchange.response(request, head.method, &mut client.response_fields).await;
+        tally.bytes_in = tally.head_in + request.bytes_in;
+        let response = response?;
+        if response.status >= 200 {
+            break response;
+        }
+        let mut interim = Vec::new();
+        if head.version == Version::Http11 {
+            let rewrite = ResponseRewrite {
+                edits: &HeaderEdits::default(),
+                persistence: Persistence::KeepAliveImplicit,
+                body: Body::None,
+            };
+            rebuild_response(&mut interim, &exchange.server.input, &response, &client.response_fields, &rewrite);
+        }
+        exchange.server.input.drain(..response.len);
+        tally.bytes_out += exchange.interim(&interim).await?;
+    };
+    tally.response_ms = millis(sent_at);
+    let plan = plan_response(head, &response, request.is_read(), &client.thread, backend.config().connection_mode.max(site.config().connection_mode));
+    let mut out = Vec::with_capacity(512);
+    let rewrite =
+        ResponseRewrite { edits: &site.config().response_headers, persistence: plan.persistence, body: plan.body };
+    rebuild_response(&mut out, &exchange.server.input, &response, &client.response_fields, &rewrite);
+    exchange.server.input.drain(..response.len);
+    tally.status = response.status;
+    let transcoder = Transcoder::new(response.body, plan.body);
+    let mut pump = Pump::new(out, transcoder, &mut exchange.server.input).map_err(broken_response)?;
+    let result = exchange.relay(request, &mut pump).await;
+    let request_done = !exchange.request_open && request.is_read();
+    tally.bytes_out += pump.bytes_out;
+    tally.bytes_in = tally.head_in + request.bytes_in;
+    result?;
+    let keep = plan.persistence != Persistence::Close && request_done;
+    let reusable = response.keep_alive && response.body != Body::UntilClose && request_done;
+    Ok(Done { next: if keep { Next::KeepAlive } else { Next::Close }, reusable })
+}
+
+fn broken_response(broken: Broken) -> Failure {
+    match broken {
+        Broken::Framing(refusal) => Failure::BadResponse(refusal),
+        Broken::Sender | Broken::Receiver => Failure::ResponseTruncated,
+    }
+}
+
+/// Framing and persistence of a response towards the client.
+struct Plan {
+    body: Body,
+    persistence: Persistence,
+}
+
+fn plan_response(
+    head: &RequestHead,
+    response: &ResponseHead,
+    request_read: bool,
+    thread: &super::Thread,
+    mode: ConnectionMode,
+) -> Plan {
+    let body = match (response.body, head.version) {
+        (Body::Chunked | Body::UntilClose, Version::Http10) => Body::UntilClose,
+        (Body::Chunked | Body::UntilClose, Version::Http11) => Body::Chunked,
+        (body, _) => body,
+    };
+    // A request whose body is still coming when the answer starts may never be finished.
+    let keep = head.keep_alive
+        && request_read
+        && body != Body::UntilClose
+        && mode != ConnectionMode::Close
+        && !thread.draining.get();
+    Plan { body, persistence: persistence(keep, head.version) }
+}
+
+fn millis(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Tally {
+    /// Counts a failure against the side to blame.
+    fn blame(&self, client: &Client, side: Side) {
+        match side {
+            Side::Client if self.status == 0 => client.site.slot.add(Counter::RequestErrors, 1),
+            Side::Client => self.count(client, Counter::ClientAborts),
+            Side::Server if self.connected() => {
+                self.count(client, Counter::ResponseErrors);
+                if self.status != 0 {
+                    self.count(client, Counter::ServerAborts);
+                }
+            }
+            Side::Server | Side::Proxy => {}
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What a worker thread knows while it serves: itself, and each frontend.
+//! Built by `worker`, shared by the thread's connections. Never changes after that but for `draining`.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use tokio_rustls::TlsAcceptor;
+
+use super::Timers;
+use crate::config::{self, Bundle};
+use crate::http::HeadLimits;
+use crate::logging::Logger;
+use crate::stats::Slot;
+use crate::upstream::Backend;
+
+/// One worker thread.
+pub struct Thread {
+    /// The configuration.
+    pub bundle: Arc<Bundle>,
+    /// Deadlines of this thread's connections.
+    pub timers: Timers,
+    /// Where access lines go.
+    pub logger: Logger,
+    /// Connections of the whole worker (`%ac`).
+    pub active: Arc<AtomicU32>,
+    /// Set when another worker accepts: every further response says `Connection: close`.
+    pub draining: Cell<bool>,
+}
+
+/// One frontend on one thread.
+pub struct Site {
+    /// Place in the bundle.
+    pub index: usize,
+    /// Shared counters.
+    pub slot: Slot,
+    /// Where requests go; none when every request is answered by a rule.
+    pub backend: Option<Rc<Backend>>,
+    /// TLS, when configured.
+    pub tls: Option<TlsAcceptor>,
+    /// Limits on request heads.
+    pub limits: HeadLimits,
+    bundle: Arc<Bundle>,
+}
+
+impl Site {
+    /// The frontend with this index.
+    #[must_use]
+    pub fn new(
+        bundle: &Arc<Bundle>,
+        index: usize,
+        slot: Slot,
+        backend: Option<Rc<Backend>>,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
+        let limit = &bundle.frontends[index].limit;
+        let limits = HeadLimits { size: limit.header_size, fields: limit.headers, target: limit.uri_length };
+        Self { index, slot, backend, tls, limits, bundle: Arc::clone(bundle) }
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &config::Frontend {
+        &self.bundle.frontends[self.index]
+    }
+}

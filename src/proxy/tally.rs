@@ -1,0 +1,185 @@
+//! What one request was: times, bytes, counts; becomes counters and one access-log record at its end.
+//! Filled by the phases in `request`. Never decides anything.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Instant, SystemTime};
+
+use super::connection::Client;
+use crate::http::RequestHead;
+use crate::logging::Record;
+use crate::stats::{Counter, Gauge, Slot};
+use crate::upstream::Backend;
+
+/// The account of one request.
+pub struct Tally {
+    began: (SystemTime, Instant),
+    request_line: Vec<u8>,
+    request_ms: i64,
+    /// Bytes of the request head.
+    pub head_in: u64,
+    /// Milliseconds until a server's connection was there, -1 before.
+    pub connect_ms: i64,
+    /// Milliseconds until the response head was there, -1 before.
+    pub response_ms: i64,
+    /// Status sent, 0 before.
+    pub status: u16,
+    /// Bytes from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// Answered by a rule.
+    pub local: bool,
+    retries: u32,
+    redispatched: bool,
+    backend: Option<Rc<Backend>>,
+    server: Option<usize>,
+    entered: Vec<Slot>,
+    connections: (u64, u64),
+}
+
+impl Tally {
+    /// The account of a request whose head is `head`, or of a connection that never sent one.
+    pub fn new(client: &Client, head: Option<&RequestHead>) -> Self {
+        let request_line = head.map(|head| head.line.of(&client.head).to_vec()).unwrap_or_default();
+        let head_in = if head.is_some() { client.head.len() as u64 } else { client.input.len() as u64 };
+        client.site.slot.add(Counter::Requests, 1);
+        Self {
+            began: client.began,
+            request_line,
+            request_ms: head.map_or(-1, |_| millis(client.began.1)),
+            head_in,
+            connect_ms: -1,
+            response_ms: -1,
+            status: 0,
+            bytes_in: head_in,
+            bytes_out: 0,
+            local: false,
+            retries: 0,
+            redispatched: false,
+            backend: None,
+            server: None,
+            entered: Vec::new(),
+            connections: (0, 0),
+        }
+    }
+
+    /// The request goes to a backend.
+    pub fn enter_backend(&mut self, backend: &Rc<Backend>) {
+        self.connections.0 = self.enter(backend.slot);
+        backend.slot.add(Counter::Requests, 1);
+        self.backend = Some(Rc::clone(backend));
+    }
+
+    /// A server was chosen; an earlier choice is given up.
+    pub fn choose_server(&mut self, backend: &Rc<Backend>, server: usize) {
+        if self.server == Some(server) {
+            return;
+        }
+        if self.server.is_some()
+            && let Some(slot) = self.entered.pop()
+        {
+            slot.leave(Gauge::Sessions);
+        }
+        let slot = backend.servers[server].slot;
+        self.connections.1 = self.enter(slot);
+        slot.add(Counter::Selected, 1);
+        slot.add(Counter::Requests, 1);
+        backend.slot.add(Counter::Selected, 1);
+        self.server = Some(server);
+    }
+
+    fn enter(&mut self, slot: Slot) -> u64 {
+        let now = slot.enter(Gauge::Sessions);
+        slot.add(Counter::Sessions, 1);
+        slot.raise(Counter::SessionsMax, now);
+        self.entered.push(slot);
+        now
+    }
+
+    /// A connection to `server` failed and another one is tried.
+    pub fn retry(&mut self, backend: &Backend, server: usize, redispatched: bool) {
+        let counter = if redispatched { Counter::Redispatches } else { Counter::Retries };
+        backend.slot.add(counter, 1);
+        backend.servers[server].slot.add(counter, 1);
+        backend.servers[server].slot.add(Counter::ConnectErrors, 1);
+        backend.slot.add(Counter::ConnectErrors, 1);
+        self.retries += 1;
+        self.redispatched |= redispatched;
+    }
+
+    /// Whether a server had the request.
+    pub fn connected(&self) -> bool {
+        self.connect_ms >= 0
+    }
+
+    /// Counts something on the frontend, backend and server of the request.
+    pub fn count(&self, client: &Client, counter: Counter) {
+        client.site.slot.add(counter, 1);
+        for slot in &self.entered {
+            slot.add(counter, 1);
+        }
+    }
+
+    /// Closes the account: counters, then the access line.
+    pub fn finish(&mut self, client: &Client, termination: [u8; 2]) {
+        let second = self.began.0.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        for slot in std::iter::once(&client.site.slot).chain(&self.entered) {
+            slot.status(self.status);
+            slot.add(Counter::BytesIn, self.bytes_in);
+            slot.add(Counter::BytesOut, self.bytes_out);
+            slot.set(Counter::LastSession, second);
+        }
+        let termination = if self.local && termination == *b"--" { *b"LR" } else { termination };
+        let record = self.record(client, termination);
+        client.thread.logger.access(record);
+        for slot in self.entered.drain(..) {
+            slot.leave(Gauge::Sessions);
+        }
+    }
+
+    fn record(&mut self, client: &Client, termination: [u8; 2]) -> Record {
+        Record {
+            accepted: self.began.0,
+            client: client.peer,
+            local: client.local,
+            frontend: client.site.index,
+            tls: client.site.tls.is_some(),
+            backend: self.backend.as_ref().map(|backend| backend.index),
+            server: self.server,
+            request_ms: self.request_ms,
+            queue_ms: if self.server.is_some() { 0 } else { -1 },
+            connect_ms: self.connect_ms,
+            response_ms: self.response_ms,
+            total_ms: millis(self.began.1),
+            status: self.status,
+            bytes_out: self.bytes_out,
+            bytes_in: self.bytes_in,
+            termination,
+            active: client.thread.active.load(Ordering::Relaxed),
+            frontend_conns: narrow(client.site.slot.current(Gauge::Sessions)),
+            backend_conns: narrow(self.connections.0),
+            server_conns: narrow(self.connections.1),
+            retries: self.retries,
+            redispatched: self.redispatched,
+            request_line: std::mem::take(&mut self.request_line),
+        }
+    }
+}
+
+impl Drop for Tally {
+    /// A request whose task was dropped must not stay in the gauges.
+    fn drop(&mut self) {
+        for slot in self.entered.drain(..) {
+            slot.leave(Gauge::Sessions);
+        }
+    }
+}
+
+fn narrow(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+fn millis(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,92 @@
+//! Idle connections to one server, one pool per thread.
+//! Filled and emptied by `proxy` around each request. Never opens a connection.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::net::TcpStream;
+
+/// Idle connections kept per server and thread.
+const MAX_IDLE: usize = 64;
+/// An idle connection is closed after this long.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection to a server, with what was read from it and not consumed yet.
+pub struct Connection {
+    /// The socket.
+    pub stream: TcpStream,
+    /// Bytes read ahead.
+    pub input: Vec<u8>,
+    /// Whether it served a request before.
+    pub reused: bool,
+}
+
+impl Connection {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self { stream, input: Vec::new(), reused: false }
+    }
+}
+
+/// Idle connections, last used first.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<Vec<(Instant, Connection)>>,
+}
+
+impl Pool {
+    /// Takes a connection that the server has not closed.
+    ///
+    /// `certain` asks the kernel itself rather than the event loop's memory: worth a system call
+    /// when the request must not be sent twice.
+    #[must_use]
+    pub fn take(&self, certain: bool) -> Option<Connection> {
+        loop {
+            let (_, mut connection) = self.idle.borrow_mut().pop()?;
+            if is_open(&connection.stream, certain) {
+                connection.reused = true;
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Keeps a connection for the next request.
+    pub fn put(&self, connection: Connection, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < MAX_IDLE {
+            idle.push((now, connection));
+        }
+    }
+
+    /// Closes what has been idle for too long.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.idle
+            .borrow_mut()
+            .retain(|(since, connection)| now.duration_since(*since) < IDLE_TIMEOUT && is_open(&connection.stream, false));
+    }
+
+    /// Connections kept now.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.idle.borrow().len()
+    }
+
+    /// Whether none is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.idle.borrow().is_empty()
+    }
+}
+
+/// An idle server must be silent: an end of file, an error or unasked bytes all make it unusable.
+fn is_open(stream: &TcpStream, certain: bool) -> bool {
+    let mut byte = [0_u8; 1];
+    if !matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+        return false;
+    }
+    !certain
+        || recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) == Err(nix::errno::Errno::EAGAIN)
+}

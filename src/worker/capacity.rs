@@ -1,0 +1,91 @@
+//! `maxconn`: how many client connections may be open, over all threads.
+//! Asked by `accept` before each accept(2). Never refuses a connection: the kernel's queue waits.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Waker};
+
+/// A limit shared by threads.
+pub struct Capacity {
+    open: AtomicU32,
+    limit: u32,
+    waiting: Mutex<Vec<Waker>>,
+}
+
+/// Room for one connection, given back when dropped.
+pub struct Permit {
+    capacity: Arc<Capacity>,
+}
+
+impl Capacity {
+    /// Room for `limit` connections.
+    #[must_use]
+    pub fn new(limit: u32) -> Arc<Self> {
+        Arc::new(Self { open: AtomicU32::new(0), limit, waiting: Mutex::new(Vec::new()) })
+    }
+
+    /// Takes room, or has the task woken when there may be some.
+    pub fn poll_reserve(self: &Arc<Self>, cx: &Context<'_>) -> Option<Permit> {
+        self.reserve().or_else(|| {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                waiting.push(cx.waker().clone());
+            }
+            drop(waiting);
+            // A permit may have been returned between the first look and the registration.
+            self.reserve()
+        })
+    }
+
+    fn reserve(self: &Arc<Self>) -> Option<Permit> {
+        self.open
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < self.limit).then_some(open + 1))
+            .ok()
+            .map(|_| Permit { capacity: Arc::clone(self) })
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let was = self.capacity.open.fetch_sub(1, Ordering::AcqRel);
+        // Only a full house has anybody waiting.
+        if was == self.capacity.limit {
+            let waiting = std::mem::take(&mut *self.capacity.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+            for waker in waiting {
+                waker.wake();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::task::Wake;
+
+    use super::*;
+
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_limit_is_exact_and_a_returned_permit_wakes_who_waits() {
+        let capacity = Capacity::new(2);
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&flag));
+        let cx = Context::from_waker(&waker);
+        let first = capacity.poll_reserve(&cx);
+        let second = capacity.poll_reserve(&cx);
+        assert!(first.is_some() && second.is_some());
+        assert!(capacity.poll_reserve(&cx).is_none());
+        assert!(!flag.0.load(Ordering::SeqCst));
+        drop(first);
+        assert!(flag.0.load(Ordering::SeqCst));
+        assert!(capacity.poll_reserve(&cx).is_some());
+    }
+}

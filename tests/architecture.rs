@@ -1,0 +1,121 @@
+//! Conventions that matter, held by reading the source: layers, the unsafe fence, file openings, file length.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Top to bottom; a layer may import only what stands below it. `master` and `worker` are level.
+const LAYERS: [&[&str]; 12] = [
+    &["cli"],
+    &["master", "worker"],
+    &["proxy"],
+    &["upstream"],
+    &["http"],
+    &["tls"],
+    &["stats"],
+    &["handoff"],
+    &["socket"],
+    &["logging"],
+    &["config"],
+    &[],
+];
+
+/// The only files that may hold unsafe code.
+const FENCE: [&str; 2] = ["src/handoff/descriptors.rs", "src/stats/memory.rs"];
+
+/// Lines a file of ours may have.
+const LONGEST: usize = 520;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn sources() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    rust_files(&root().join("src"), &mut found);
+    found
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+            let text = fs::read_to_string(&path).unwrap();
+            (name, text)
+        })
+        .collect()
+}
+
+fn rank(layer: &str) -> Option<usize> {
+    LAYERS.iter().position(|level| level.contains(&layer))
+}
+
+#[test]
+fn imports_only_point_down() {
+    let mut wrong = Vec::new();
+    for (name, text) in sources() {
+        let Some(own) = name.strip_prefix("src/").and_then(|rest| rest.split('/').next()).and_then(rank) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            for (place, _) in line.match_indices("crate::") {
+                let target: String =
+                    line[place + 7..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                let same = name.starts_with(&format!("src/{target}/"));
+                if !same && rank(&target).is_some_and(|theirs| theirs <= own) {
+                    wrong.push(format!("{name}:{}: {}", number + 1, line.trim()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "imports that point up or sideways:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn unsafe_stays_behind_its_fence() {
+    let mut wrong = Vec::new();
+    for (name, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let word = code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl");
+            if (word || code.contains("allow(unsafe_code") || code.contains("expect(unsafe_code"))
+                && !FENCE.contains(&name.as_str())
+            {
+                wrong.push(format!("{name}:{}", number + 1));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "unsafe outside {FENCE:?}: {wrong:?}");
+}
+
+#[test]
+fn every_file_says_what_it_owns() {
+    let silent: Vec<_> = sources().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(name, _)| name).collect();
+    assert!(silent.is_empty(), "files that do not open with what they own: {silent:?}");
+}
+
+#[test]
+fn files_stay_readable_in_one_sitting() {
+    let long: Vec<_> = sources()
+        .into_iter()
+        .map(|(name, text)| (name, text.lines().count()))
+        .filter(|(_, lines)| *lines > LONGEST)
+        .collect();
+    assert!(long.is_empty(), "longer than {LONGEST} lines: {long:?}");
+}
+
+#[test]
+fn no_module_is_named_after_nothing() {
+    let vague = ["utils", "util", "helper", "helpers", "manager", "misc", "common"];
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| vague.iter().any(|word| name.ends_with(&format!("/{word}.rs")) || name.contains(&format!("/{word}/"))))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
