@@ -62,7 +62,7 @@ impl Gate {
     }
 }
 
-fn matches_crypt(password: &[u8], hash: &str) -> bool {
+pub(super) fn matches_crypt(password: &[u8], hash: &str) -> bool {
     PasswordHashRef::new(hash).is_ok_and(|hash| ShaCrypt::default().verify_password(password, hash).is_ok())
 }
 

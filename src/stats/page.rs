@@ -58,13 +58,14 @@ pub fn html(snapshot: &Snapshot, about: &About<'_>) -> String {
         out,
         "<meta name=\"viewport\" content=\"width=device-width\"><title>Statistics Report for proxy</title>\
          <style>{STYLE}</style></head>\n<body><h1>proxy {version}</h1>\n<p>Statistics report: worker generation \
-         <b>{generation}</b>, pid <b>{pid}</b>, counting since <b>{uptime}</b>.\n<a href=\"{uri}\">Page</a> \
+         <b>{generation}</b>, pid <b>{pid}</b>, counting since <b>{uptime}</b>, log lines dropped <b>{drops}</b>.\n<a href=\"{uri}\">Page</a> \
          <a href=\"{uri};norefresh\">without refresh</a> <a href=\"{uri};csv\">CSV</a> \
          <a href=\"{uri};json\">JSON</a></p>\n",
         version = env!("CARGO_PKG_VERSION"),
         generation = about.generation,
         pid = about.pid,
         uptime = span(snapshot.uptime),
+        drops = snapshot.rows.iter().map(|row| row.count(C::LogDrops)).sum::<u64>(),
     );
     for rows in snapshot.rows.chunk_by(|one, other| one.proxy_id == other.proxy_id) {
         table(&mut out, rows);

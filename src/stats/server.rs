@@ -92,13 +92,20 @@ pub async fn serve<IO>(io: IO, page: Arc<StatsPage>)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    serve_within(io, page, HEAD_TIMEOUT).await;
+}
+
+pub(super) async fn serve_within<IO>(io: IO, page: Arc<StatsPage>, head_timeout: Duration)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(move |request| {
         let page = Arc::clone(&page);
         async move { Ok::<_, Infallible>(page.answer(&request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(head_timeout)
         .serve_connection(TokioIo::new(io), service);
     // A scraper that hangs up is nobody's problem.
     let _ = connection.await;
