@@ -6,13 +6,22 @@ const HEX: &[u8; 16] = b"0123456789ABCDEF";
 /// Appends bytes the way HAProxy logs a request line: control bytes, everything from 127 up, `"`
 /// and `#` become `#XX`. With `backslash`, `]` and `\` get a backslash before them (`%{+E}`).
 pub(super) fn url(out: &mut Vec<u8>, bytes: &[u8], backslash: bool) {
-    for &byte in bytes {
-        match byte {
-            0..32 | 127.. | b'"' | b'#' => hex(out, byte),
-            b'\\' | b']' if backslash => out.extend([b'\\', byte]),
-            _ => out.push(byte),
+    let mut rest = bytes;
+    // Nearly all of a usual request is copied as it stands, in one piece.
+    while let Some(at) = rest.iter().position(|&byte| is_special(byte) || (backslash && matches!(byte, b'\\' | b']'))) {
+        out.extend_from_slice(&rest[..at]);
+        if is_special(rest[at]) {
+            hex(out, rest[at]);
+        } else {
+            out.extend([b'\\', rest[at]]);
         }
+        rest = &rest[at + 1..];
     }
+    out.extend_from_slice(rest);
+}
+
+fn is_special(byte: u8) -> bool {
+    matches!(byte, 0..32 | 127.. | b'"' | b'#')
 }
 
 /// Appends text of our own that may quote somebody else's: control bytes become `#XX`, the rest

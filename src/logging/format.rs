@@ -1,6 +1,7 @@
 //! Access-log formats: HAProxy's log-format text compiled once, a record rendered per request.
 //! Compiled when a worker starts, rendered by the log thread. Pure: no clock, no socket.
 
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use super::clock::{Zone, epoch_seconds, milliseconds};
@@ -205,16 +206,18 @@ impl Line<'_> {
         use Variable as V;
         let (record, context) = (self.record, self.context);
         match variable {
-            V::ClientIp => self.text(address(record.client.ip()).as_bytes()),
-            V::FrontendIp => self.text(address(record.local.ip()).as_bytes()),
+            V::ClientIp => self.address(record.client.ip()),
+            V::FrontendIp => self.address(record.local.ip()),
             V::Date | V::RequestDate => context.zone.with_milliseconds(self.out, record.accepted),
             V::DateUtc | V::RequestDateUtc => Zone::utc().with_offset(self.out, record.accepted),
             V::DateLocal | V::RequestDateLocal => context.zone.with_offset(self.out, record.accepted),
             V::Milliseconds => milliseconds(self.out, record.accepted),
             V::Frontend => self.text(context.names.frontend(record.frontend).as_bytes()),
             V::FrontendTransport => {
-                let name = context.names.frontend(record.frontend);
-                self.text(format!("{name}{}", if record.tls { "~" } else { "" }).as_bytes());
+                self.quote();
+                escape::url(self.out, context.names.frontend(record.frontend).as_bytes(), self.flags.escape);
+                self.out.extend_from_slice(if record.tls { b"~" } else { b"" });
+                self.quote();
             }
             V::Backend => self.text(context.names.backend(record.backend, record.frontend).as_bytes()),
             V::Server => self.text(context.names.server(record.backend, record.server).unwrap_or("<NOSRV>").as_bytes()),
@@ -239,10 +242,20 @@ impl Line<'_> {
     }
 
     fn text(&mut self, bytes: &[u8]) {
-        if self.flags.quote {
-            self.out.push(b'"');
-        }
+        self.quote();
         escape::url(self.out, bytes, self.flags.escape);
+        self.quote();
+    }
+
+    /// IPv4 clients of a dual-stack listener are shown as IPv4.
+    fn address(&mut self, ip: IpAddr) {
+        self.quote();
+        // Writing to a vector cannot fail.
+        let _ = write!(self.out, "{}", ip.to_canonical());
+        self.quote();
+    }
+
+    fn quote(&mut self) {
         if self.flags.quote {
             self.out.push(b'"');
         }
@@ -288,11 +301,6 @@ fn status(record: &Record) -> i64 {
     if record.status == 0 { -1 } else { i64::from(record.status) }
 }
 
-/// IPv4 clients of a dual-stack listener are shown as IPv4.
-fn address(ip: IpAddr) -> String {
-    ip.to_canonical().to_string()
-}
-
 const BAD_REQUEST: &[u8] = b"<BADREQ>";
 
 /// The parts of a request line as HAProxy cuts them (`log.c`, `LOG_FMT_HTTP_*`).
@@ -330,7 +338,7 @@ fn json(record: &Record, context: &Context, out: &mut Vec<u8>) {
     let names = &context.names;
     let mut date = Vec::with_capacity(26);
     context.zone.with_offset(&mut date, record.accepted);
-    let (client, local) = (address(record.client.ip()), address(record.local.ip()));
+    let (client, local) = (record.client.ip().to_canonical().to_string(), record.local.ip().to_canonical().to_string());
     let numbers = [
         ("timestamp", epoch_seconds(record.accepted)),
         ("client_port", i64::from(record.client.port())),

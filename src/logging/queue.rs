@@ -19,6 +19,10 @@ pub(super) const QUEUE: usize = 65_536;
 
 /// What waits for the log thread.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every entry is a record, and a box would cost each request an allocation"
+)]
 pub(super) enum Entry {
     Access(Record),
     Event(Severity, String),

@@ -13,7 +13,7 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, sendmmsg};
 use crate::config::{LogSink, LogTarget};
 
 /// Lines kept for a target that is full or away; more are dropped and counted.
-pub(super) const BACKLOG: usize = 1024;
+const BACKLOG: usize = 1024;
 /// Datagrams per system call.
 const BATCH: usize = 64;
 /// A line that fails this often in a row is dropped, so that no line can block those behind it.
@@ -92,8 +92,9 @@ impl Outlet {
         self.waiting.len()
     }
 
+    /// Whether a whole batch has come together; a full receiver is not asked for each line.
     pub(super) fn wants_flush(&self) -> bool {
-        self.waiting.len() >= BATCH
+        self.waiting.len().is_multiple_of(BATCH)
     }
 
     /// An empty buffer to write a line into, for [`Outlet::push`].

@@ -13,7 +13,7 @@ use super::format::{Context, Format};
 use super::line::{Prefix, Severity, cut, longest};
 use super::names::Names;
 use super::queue::{Entry, Shared};
-use super::target::{BACKLOG, Outlet, Standing};
+use super::target::{Outlet, Standing};
 use crate::config::{Bundle, LogTarget};
 
 /// Pause between a wake-up and the work, so that a busy proxy wakes this thread 500 times a second at most.
@@ -192,7 +192,7 @@ impl Worker {
                 }
                 if !target.add(&entry, second, &self.context) {
                     self.dropped += 1;
-                } else if target.outlet.wants_flush() && target.outlet.waiting() < BACKLOG {
+                } else if target.outlet.wants_flush() {
                     target.outlet.flush(&mut self.dropped);
                 }
             }
