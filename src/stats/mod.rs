@@ -2,6 +2,25 @@
 //! Bumped by `proxy` and `upstream`, shown by the worker's statistics listener and `proxy status`.
 //! Never decides anything.
 
+mod auth;
+mod columns;
 mod counters;
+mod csv;
+mod error;
+mod json;
+mod memory;
+mod page;
+mod server;
+mod snapshot;
 
 pub use counters::{COUNTERS, Counter, GAUGES, Gauge, Slot};
+pub use csv::csv;
+pub use error::StatsError;
+pub use json::json;
+pub use memory::{LANES, Memory, SLOTS};
+pub use page::{About, html};
+pub use server::{StatsPage, serve};
+pub use snapshot::{Kind, Row, Snapshot};
+
+#[cfg(test)]
+mod tests;
