@@ -61,7 +61,9 @@ fn rank(layer: &str) -> Option<usize> {
 fn imports_only_point_down() {
     let mut wrong = Vec::new();
     for (name, text) in sources() {
-        let Some(own) = name.strip_prefix("src/").and_then(|rest| rest.split('/').next()).and_then(rank) else { continue };
+        let Some(own) = name.strip_prefix("src/").and_then(|rest| rest.split('/').next()).and_then(rank) else {
+            continue;
+        };
         for (number, line) in text.lines().enumerate() {
             for (place, _) in line.match_indices("crate::") {
                 let target: String =
@@ -95,7 +97,8 @@ fn unsafe_stays_behind_its_fence() {
 
 #[test]
 fn every_file_says_what_it_owns() {
-    let silent: Vec<_> = sources().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(name, _)| name).collect();
+    let silent: Vec<_> =
+        sources().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(name, _)| name).collect();
     assert!(silent.is_empty(), "files that do not open with what they own: {silent:?}");
 }
 
@@ -115,7 +118,9 @@ fn no_module_is_named_after_nothing() {
     let wrong: Vec<_> = sources()
         .into_iter()
         .map(|(name, _)| name)
-        .filter(|name| vague.iter().any(|word| name.ends_with(&format!("/{word}.rs")) || name.contains(&format!("/{word}/"))))
+        .filter(|name| {
+            vague.iter().any(|word| name.ends_with(&format!("/{word}.rs")) || name.contains(&format!("/{word}/")))
+        })
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }

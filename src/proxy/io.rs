@@ -72,17 +72,17 @@ impl AsyncWrite for ClientStream {
 pub fn poll_read_with<S, T>(
     stream: &mut S,
     cx: &mut Context<'_>,
-    take: impl FnOnce(&[u8], &mut S) -> T,
+    take: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<T>>
 where
     S: AsyncRead + Unpin,
 {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut buffer = ReadBuf::new(scratch);
-        match Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+        match Pin::new(stream).poll_read(cx, &mut buffer) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(take(buffer.filled(), stream))),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(take(buffer.filled(), cx))),
         }
     })
 }

@@ -104,7 +104,7 @@ impl Pump {
                 ready!(self.poll_flush(cx, to))?;
             }
             self.blocked_on_receiver = false;
-            let read = ready!(poll_read_with(from, cx, |bytes, _| {
+            let read = ready!(poll_read_with(from, cx, |bytes, cx| {
                 if bytes.is_empty() {
                     return if self.transcoder.end_of_input(&mut self.pending) { Ok(()) } else { Err(Broken::Sender) };
                 }

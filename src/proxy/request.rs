@@ -319,7 +319,13 @@ async fn exchange(
         tally.bytes_out += exchange.interim(&interim).await?;
     };
     tally.response_ms = millis(sent_at);
-    let plan = plan_response(head, &response, request.is_read(), &client.thread, backend.config().connection_mode.max(site.config().connection_mode));
+    let plan = plan_response(
+        head,
+        &response,
+        request.is_read(),
+        &client.thread,
+        backend.config().connection_mode.max(site.config().connection_mode),
+    );
     let mut out = Vec::with_capacity(512);
     let rewrite =
         ResponseRewrite { edits: &site.config().response_headers, persistence: plan.persistence, body: plan.body };

@@ -63,9 +63,9 @@ impl Pool {
     /// Closes what has been idle for too long.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.idle
-            .borrow_mut()
-            .retain(|(since, connection)| now.duration_since(*since) < IDLE_TIMEOUT && is_open(&connection.stream, false));
+        self.idle.borrow_mut().retain(|(since, connection)| {
+            now.duration_since(*since) < IDLE_TIMEOUT && is_open(&connection.stream, false)
+        });
     }
 
     /// Connections kept now.
@@ -88,5 +88,6 @@ fn is_open(stream: &TcpStream, certain: bool) -> bool {
         return false;
     }
     !certain
-        || recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) == Err(nix::errno::Errno::EAGAIN)
+        || recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+            == Err(nix::errno::Errno::EAGAIN)
 }

@@ -43,10 +43,7 @@ pub async fn accept_all(
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    limits: &[Arc<Capacity>],
-) -> io::Result<(TcpStream, SocketAddr, Vec<Permit>)> {
+async fn accept(listener: &TcpListener, limits: &[Arc<Capacity>]) -> io::Result<(TcpStream, SocketAddr, Vec<Permit>)> {
     poll_fn(|cx| {
         let mut permits = Vec::with_capacity(limits.len());
         for limit in limits {

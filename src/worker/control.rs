@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
@@ -30,8 +30,7 @@ const LOG_GRACE: Duration = Duration::from_secs(1);
 /// # Errors
 /// Why it cannot serve; the master has been told.
 pub fn run(channel: Channel) -> Result<(), WorkerError> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Thread)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Thread)?;
     let channel = Arc::new(channel);
     let served = inherit(&channel).and_then(|inheritance| start(&channel, inheritance));
     match served {
@@ -76,14 +75,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
     drop_privileges(&start)?;
     let acceptors = acceptors(&bundle, &start.ticket_keys)?;
     let limits = limits(&bundle, start.maxconn);
-    let page = Arc::new(StatsPage {
-        bundle: Arc::clone(&bundle),
-        slots: start.slots.clone(),
-        memory,
-        generation: start.generation,
-        pid: std::process::id(),
-        started: SystemTime::now(),
-    });
+    let page = Arc::new(StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation));
     let (orders, watching) = watch::channel(Order::Serve);
     let (ending, ended) = mpsc::channel(1);
     let active = Arc::new(AtomicU32::new(0));

@@ -60,10 +60,7 @@ fn read_bundle(fd: OwnedFd) -> Result<Bundle, WorkerError> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn receive_listeners(
-    channel: &Channel,
-    expected: usize,
-) -> Result<Vec<(ListenerOwner, TcpListener)>, WorkerError> {
+fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(ListenerOwner, TcpListener)>, WorkerError> {
     let mut listeners = Vec::with_capacity(expected);
     while listeners.len() < expected {
         let Some((ToWorker::Listeners(owners), fds)) = channel.recv_blocking(PATIENCE)? else {

@@ -20,7 +20,7 @@ use crate::config::Bundle;
 use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::Logger;
 use crate::proxy::{self, Site, TICK, Thread, Timers};
-use crate::stats::{Memory, StatsPage, serve_stats};
+use crate::stats::{self, Memory, StatsPage};
 use crate::upstream;
 
 /// Sweeps of the deadlines between two sweeps of the idle server connections.
@@ -160,8 +160,7 @@ type Built = (Vec<Rc<upstream::Backend>>, Vec<Rc<Site>>);
 
 fn build(setup: &Setup) -> io::Result<Built> {
     let outside = || io::Error::other("a slot lies outside the shared counters");
-    let backends =
-        upstream::backends(&setup.bundle, &setup.slots, &setup.memory, setup.lane).ok_or_else(outside)?;
+    let backends = upstream::backends(&setup.bundle, &setup.slots, &setup.memory, setup.lane).ok_or_else(outside)?;
     let mut sites = Vec::new();
     for (index, frontend) in setup.bundle.frontends.iter().enumerate() {
         let slot = setup.slots.frontends.get(index).and_then(|slot| setup.memory.slot(setup.lane, *slot));
@@ -194,7 +193,7 @@ fn listen(setup: Setup, thread: &Rc<Thread>, sites: &[Rc<Site>], open: &Rc<Open>
             ListenerOwner::Stats => {
                 let page = Arc::clone(&setup.page);
                 let serve = move |stream: TcpStream, _peer: SocketAddr, _permits: Vec<Permit>| {
-                    tokio::task::spawn_local(serve_stats(stream, Arc::clone(&page)));
+                    tokio::task::spawn_local(stats::serve(stream, Arc::clone(&page)));
                 };
                 tokio::task::spawn_local(async move { accept_all(listener, &[], orders, serve).await });
             }

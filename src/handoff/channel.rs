@@ -1,0 +1,147 @@
+//! Messages and descriptors over a `SOCK_SEQPACKET` pair: one JSON document a message.
+//! Used by master and worker on their common channel. Never looks into a document.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::HandoffError;
+use super::descriptors::adopt;
+
+/// Descriptors the kernel passes in one message (`SCM_MAX_FD`, unix(7)).
+pub const MAX_DESCRIPTORS: usize = 253;
+/// Largest document; real ones are a few KiB, the bundle itself travels in a memfd.
+const MAX_MESSAGE: usize = 256 * 1024;
+/// How long a full socket buffer is waited for.
+const SEND_PATIENCE: Duration = Duration::from_secs(2);
+
+/// One end of the channel.
+#[derive(Debug)]
+pub struct Channel {
+    fd: OwnedFd,
+}
+
+impl Channel {
+    /// A channel and the descriptor for the other end.
+    ///
+    /// # Errors
+    /// What socketpair(2) says.
+    pub fn pair() -> Result<(Self, OwnedFd), HandoffError> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(HandoffError::Channel)?;
+        Ok((Self { fd: ours }, theirs))
+    }
+
+    /// The end that another process was given.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
+    /// Sends a document with descriptors; waits a bounded time while the peer's buffer is full.
+    ///
+    /// # Errors
+    /// A peer that is gone or does not read; more than [`MAX_DESCRIPTORS`] descriptors.
+    pub fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<(), HandoffError> {
+        if fds.len() > MAX_DESCRIPTORS {
+            return Err(HandoffError::TooManyDescriptors { count: fds.len() });
+        }
+        let text = serde_json::to_vec(message)?;
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            match sendmsg::<()>(self.fd.as_raw_fd(), &[IoSlice::new(&text)], control, flags, None) {
+                Ok(_whole) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, SEND_PATIENCE)?,
+                Err(error) => return Err(HandoffError::Channel(error)),
+            }
+        }
+    }
+
+    /// Receives the next document; `None` when the peer is gone.
+    ///
+    /// # Errors
+    /// Nothing within `patience`, or something that is not a `T`.
+    pub fn recv_blocking<T: DeserializeOwned>(
+        &self,
+        patience: Duration,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, HandoffError> {
+        loop {
+            match self.receive() {
+                Err(HandoffError::Channel(Errno::EAGAIN)) => self.wait(PollFlags::POLLIN, patience)?,
+                other => return other,
+            }
+        }
+    }
+
+    /// Receives the next document; `None` when the peer is gone.
+    ///
+    /// # Errors
+    /// Something that is not a `T`, or a broken socket.
+    pub async fn recv<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, HandoffError> {
+        let readable = AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE)
+            .map_err(|error| HandoffError::Io(error.into()))?;
+        loop {
+            let mut guard = readable.readable().await.map_err(HandoffError::Io)?;
+            match self.receive() {
+                Err(HandoffError::Channel(Errno::EAGAIN)) => guard.clear_ready(),
+                other => return other,
+            }
+        }
+    }
+
+    fn wait(&self, events: PollFlags, patience: Duration) -> Result<(), HandoffError> {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.fd.as_fd(), events)], timeout) {
+            Ok(0) => Err(HandoffError::Silent { waited: patience }),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(HandoffError::Channel(error)),
+        }
+    }
+
+    fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, HandoffError> {
+        let mut text = vec![0; MAX_MESSAGE];
+        let (length, fds) = receive_descriptors(self.fd.as_fd(), &mut text, MsgFlags::MSG_DONTWAIT)?;
+        if length == 0 {
+            return Ok(None);
+        }
+        Ok(Some((serde_json::from_slice(&text[..length])?, fds)))
+    }
+}
+
+/// One recvmsg(2): bytes and every descriptor that came along, each closed on exec.
+pub(super) fn receive_descriptors(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    flags: MsgFlags,
+) -> Result<(usize, Vec<OwnedFd>), HandoffError> {
+    // Sized for the most the kernel passes: a shorter buffer would leak what does not fit.
+    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags | MsgFlags::MSG_CMSG_CLOEXEC)
+        .map_err(HandoffError::Channel)?;
+    let mut fds = Vec::new();
+    for item in message.cmsgs().map_err(HandoffError::Channel)? {
+        if let ControlMessageOwned::ScmRights(raw) = item {
+            fds.extend(raw.into_iter().map(adopt));
+        }
+    }
+    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(HandoffError::Io(io::Error::from(io::ErrorKind::InvalidData)));
+    }
+    Ok((message.bytes, fds))
+}

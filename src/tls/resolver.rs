@@ -1,0 +1,81 @@
+//! Which certificate a client gets: by its name (SNI), else the first one.
+//! Called by the TLS library in each handshake. Never refuses a client for its name.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use super::TlsError;
+use crate::config::{Certificate, KeyFormat};
+
+/// Certificates of one frontend by name.
+pub(super) struct Resolver {
+    by_name: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    default: Vec<Arc<CertifiedKey>>,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("names", &self.by_name.len()).finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    pub(super) fn new(certificates: &[Certificate], provider: &CryptoProvider) -> Result<Self, TlsError> {
+        let mut by_name: HashMap<String, Vec<Arc<CertifiedKey>>> = HashMap::new();
+        let mut all = Vec::new();
+        for certificate in certificates {
+            let key = Arc::new(certified(certificate, provider)?);
+            for name in &certificate.names {
+                by_name.entry(name.to_ascii_lowercase()).or_default().push(Arc::clone(&key));
+            }
+            all.push((certificate, key));
+        }
+        // The default is the first certificate, with those of other key types for the same names.
+        let default = match all.first() {
+            Some((first, _)) => {
+                all.iter().filter(|(other, _)| other.names == first.names).map(|(_, key)| Arc::clone(key)).collect()
+            }
+            None => Vec::new(),
+        };
+        Ok(Self { by_name, default })
+    }
+
+    fn candidates(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
+        let Some(name) = name else { return &self.default };
+        let name = name.to_ascii_lowercase();
+        if let Some(found) = self.by_name.get(&name) {
+            return found;
+        }
+        let wildcard = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        wildcard.and_then(|wildcard| self.by_name.get(&wildcard)).unwrap_or(&self.default)
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let candidates = self.candidates(hello.server_name());
+        let usable = candidates.iter().find(|key| key.key.choose_scheme(hello.signature_schemes()).is_some());
+        usable.or(candidates.first()).cloned()
+    }
+}
+
+fn certified(certificate: &Certificate, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+    let bytes = certificate.key.clone();
+    let der = match certificate.key_format {
+        KeyFormat::Pkcs8 => PrivateKeyDer::Pkcs8(bytes.into()),
+        KeyFormat::Pkcs1 => PrivateKeyDer::Pkcs1(bytes.into()),
+        KeyFormat::Sec1 => PrivateKeyDer::Sec1(bytes.into()),
+    };
+    let key = provider
+        .key_provider
+        .load_private_key(der)
+        .map_err(|source| TlsError::Key { path: certificate.path.display().to_string(), source })?;
+    let chain = certificate.chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+    Ok(CertifiedKey::new(chain, key))
+}
