@@ -33,7 +33,8 @@ pub(super) fn declared(buf: &[u8], fields: &[Field], version: Version) -> Result
         let value = field.value.of(buf);
         match field.id {
             Name::ContentLength => {
-                if length.replace(content_length(value)?).is_some() {
+                let length_before = length.replace(content_length(value)?);
+                if length_before.is_some() {
                     return Err(Refusal::ContentLengthRepeated);
                 }
             }

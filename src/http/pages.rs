@@ -68,7 +68,7 @@ fn wording(status: u16) -> (&'static str, &'static str) {
         504 => ("Gateway Time-out", "The server didn't respond in time."),
         505 => ("HTTP Version Not Supported", "The HTTP version of the request is not supported."),
         500 => ("Internal Server Error", "An internal server error occurred."),
-        400..=499 => ("Client Error", "The request could not be served."),
+        _ if status < 500 => ("Client Error", "The request could not be served."),
         _ => ("Server Error", "The request could not be served."),
     }
 }
