@@ -25,3 +25,6 @@ pub use redirect::redirect_location;
 pub use request::{Method, RequestHead, Version, parse_request};
 pub use response::{ResponseHead, parse_response};
 pub use span::Span;
+
+#[cfg(test)]
+mod tests;
