@@ -1,0 +1,91 @@
+//! How long a body is (RFC 9112 section 6) and whether the connection lives on (section 9.3).
+//! Called by the request and response parsers.
+//! Never guesses: two framings, or one that is not exactly right, are refused.
+
+use super::{Field, Name, Refusal, Version};
+
+/// Framing of a message body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// No body at all.
+    None,
+    /// This many bytes.
+    Length(u64),
+    /// Chunked transfer coding.
+    Chunked,
+    /// Everything until the peer closes; responses only.
+    UntilClose,
+}
+
+/// What the fields of a head say about framing and persistence.
+pub(super) struct Declared {
+    /// Framing fields; `None` when there are none.
+    pub(super) body: Option<Body>,
+    /// Wish of the peer, version considered.
+    pub(super) keep_alive: bool,
+}
+
+/// Reads Content-Length, Transfer-Encoding and Connection.
+pub(super) fn declared(buf: &[u8], fields: &[Field], version: Version) -> Result<Declared, Refusal> {
+    let (mut length, mut coding) = (None, None);
+    let (mut close, mut keep) = (false, false);
+    for field in fields {
+        let value = field.value.of(buf);
+        match field.id {
+            Name::ContentLength => {
+                let length_before = length.replace(content_length(value)?);
+                if length_before.is_some() {
+                    return Err(Refusal::ContentLengthRepeated);
+                }
+            }
+            Name::TransferEncoding => {
+                check_coding(value)?;
+                if coding.replace(()).is_some() {
+                    return Err(Refusal::Coding);
+                }
+            }
+            Name::Connection => {
+                for token in tokens(value) {
+                    close |= token.eq_ignore_ascii_case(b"close");
+                    keep |= token.eq_ignore_ascii_case(b"keep-alive");
+                }
+            }
+            _ => {}
+        }
+    }
+    let body = match (length, coding) {
+        (Some(_), Some(())) => return Err(Refusal::LengthAndCoding),
+        (None, Some(())) if version == Version::Http10 => return Err(Refusal::CodingInHttp10),
+        (None, Some(())) => Some(Body::Chunked),
+        (Some(length), None) => Some(Body::Length(length)),
+        (None, None) => None,
+    };
+    Ok(Declared { body, keep_alive: !close && (version == Version::Http11 || keep) })
+}
+
+/// The elements of a comma-separated list, trimmed; empty ones included.
+pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(<[u8]>::trim_ascii)
+}
+
+fn content_length(value: &[u8]) -> Result<u64, Refusal> {
+    if value.is_empty() {
+        return Err(Refusal::ContentLength);
+    }
+    value.iter().try_fold(0_u64, |sum, &byte| {
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return Err(Refusal::ContentLength);
+        }
+        sum.checked_mul(10).and_then(|sum| sum.checked_add(u64::from(digit))).ok_or(Refusal::ContentLength)
+    })
+}
+
+/// Accepts `chunked` and nothing else.
+fn check_coding(value: &[u8]) -> Result<(), Refusal> {
+    if value.eq_ignore_ascii_case(b"chunked") {
+        return Ok(());
+    }
+    let unknown = tokens(value).any(|token| !token.is_empty() && !token.eq_ignore_ascii_case(b"chunked"));
+    Err(if unknown { Refusal::CodingUnknown } else { Refusal::Coding })
+}
