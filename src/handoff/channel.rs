@@ -3,6 +3,8 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram as StdUnixDatagram;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -13,7 +15,7 @@ use nix::sys::socket::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::UnixDatagram;
 
 use super::HandoffError;
 use super::descriptors::adopt;
@@ -29,6 +31,7 @@ const SEND_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Channel {
     fd: OwnedFd,
+    registered: OnceLock<UnixDatagram>,
 }
 
 impl Channel {
@@ -40,13 +43,13 @@ impl Channel {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).map_err(HandoffError::Channel)?;
-        Ok((Self { fd: ours }, theirs))
+        Ok((Self::from_fd(ours), theirs))
     }
 
     /// The end that another process was given.
     #[must_use]
     pub fn from_fd(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, registered: OnceLock::new() }
     }
 
     /// Sends a document with descriptors; waits a bounded time while the peer's buffer is full.
@@ -93,15 +96,30 @@ impl Channel {
     /// # Errors
     /// Something that is not a `T`, or a broken socket.
     pub async fn recv<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, HandoffError> {
-        let readable = AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE)
-            .map_err(|error| HandoffError::Io(error.into()))?;
+        let socket = self.registered()?;
         loop {
-            let mut guard = readable.readable().await.map_err(HandoffError::Io)?;
-            match self.receive() {
-                Err(HandoffError::Channel(Errno::EAGAIN)) => guard.clear_ready(),
-                other => return other,
+            socket.readable().await.map_err(HandoffError::Io)?;
+            let received = socket.try_io(Interest::READABLE, || match self.receive() {
+                Err(HandoffError::Channel(Errno::EAGAIN)) => Err(io::ErrorKind::WouldBlock.into()),
+                other => Ok(other),
+            });
+            match received {
+                Ok(result) => return result,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(HandoffError::Io(error)),
             }
         }
+    }
+
+    /// The event loop's view of the socket; a datagram socket is what a `SOCK_SEQPACKET` one behaves like.
+    fn registered(&self) -> Result<&UnixDatagram, HandoffError> {
+        if self.registered.get().is_none() {
+            let copy = StdUnixDatagram::from(self.fd.try_clone().map_err(HandoffError::Io)?);
+            let socket = UnixDatagram::from_std(copy).map_err(HandoffError::Io)?;
+            // Lost only to another registration of the same socket, which serves as well.
+            let _ = self.registered.set(socket);
+        }
+        self.registered.get().ok_or_else(|| HandoffError::Io(io::ErrorKind::NotConnected.into()))
     }
 
     fn wait(&self, events: PollFlags, patience: Duration) -> Result<(), HandoffError> {
