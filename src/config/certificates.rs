@@ -1,0 +1,181 @@
+//! Certificates and keys: any order, repeated content, checked to belong together.
+//! Called by `frontend`. Never trusts a file's order.
+
+use std::path::{Path, PathBuf};
+
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use rustls::pki_types::PrivateKeyDer;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::{Certificate, KeyFormat};
+
+/// What is wrong with a certificate file, and what would be right.
+pub(super) type Trouble = (String, String);
+
+/// Reads certificates and key from one file, or from two.
+pub(super) fn load(certificates: &Path, key: Option<&Path>) -> Result<Certificate, Trouble> {
+    let mut pem = read(certificates)?;
+    if let Some(key) = key {
+        pem.push(b'\n');
+        pem.extend(read(key)?);
+    }
+    parse(certificates.to_owned(), &pem)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Trouble> {
+    std::fs::read(path).map_err(|error| (format!("cannot read `{}`", path.display()), error.to_string()))
+}
+
+/// Certificates and keys of a PEM text, each once: scripts that append on every run repeat them.
+fn parse(path: PathBuf, pem: &[u8]) -> Result<Certificate, Trouble> {
+    let mut chain: Vec<Vec<u8>> = Vec::new();
+    let mut keys: Vec<(KeyFormat, Vec<u8>)> = Vec::new();
+    for item in <(SectionKind, Vec<u8>)>::pem_slice_iter(pem) {
+        let (kind, der) = item.map_err(|error| (format!("`{}` is not PEM", path.display()), error.to_string()))?;
+        let format = match kind {
+            SectionKind::Certificate => {
+                if !chain.contains(&der) {
+                    chain.push(der);
+                }
+                continue;
+            }
+            SectionKind::PrivateKey => KeyFormat::Pkcs8,
+            SectionKind::RsaPrivateKey => KeyFormat::Pkcs1,
+            SectionKind::EcPrivateKey => KeyFormat::Sec1,
+            _ => continue,
+        };
+        if !keys.iter().any(|(_, known)| *known == der) {
+            keys.push((format, der));
+        }
+    }
+    if chain.is_empty() {
+        return Err((format!("`{}` holds no certificate", path.display()), "put the chain and the key into one PEM file".into()));
+    }
+    if keys.is_empty() {
+        return Err((format!("`{}` holds no private key", path.display()), "put the chain and the key into one PEM file".into()));
+    }
+    let (leaf, key_format, key) = match_key(&path, &chain, keys)?;
+    let chain = order(leaf, chain);
+    let leaf = x509(&path, &chain[0])?;
+    let (names, not_after) = (names(&leaf), leaf.validity().not_after.timestamp());
+    Ok(Certificate { path, chain, key, key_format, names, not_after })
+}
+
+fn x509<'a>(path: &Path, der: &'a [u8]) -> Result<X509Certificate<'a>, Trouble> {
+    X509Certificate::from_der(der)
+        .map(|(_, certificate)| certificate)
+        .map_err(|error| (format!("`{}` holds a broken certificate", path.display()), error.to_string()))
+}
+
+/// The certificate whose public key belongs to one of the private keys.
+fn match_key(
+    path: &Path,
+    chain: &[Vec<u8>],
+    keys: Vec<(KeyFormat, Vec<u8>)>,
+) -> Result<(usize, KeyFormat, Vec<u8>), Trouble> {
+    for (format, key) in keys {
+        let der = match format {
+            KeyFormat::Pkcs8 => PrivateKeyDer::Pkcs8(key.clone().into()),
+            KeyFormat::Pkcs1 => PrivateKeyDer::Pkcs1(key.clone().into()),
+            KeyFormat::Sec1 => PrivateKeyDer::Sec1(key.clone().into()),
+        };
+        let signing = any_supported_type(&der)
+            .map_err(|error| (format!("the private key in `{}` is unusable", path.display()), error.to_string()))?;
+        let Some(public) = signing.public_key() else { continue };
+        for (index, certificate) in chain.iter().enumerate() {
+            if x509(path, certificate)?.public_key().raw == public.as_ref() {
+                return Ok((index, format, key));
+            }
+        }
+    }
+    Err((
+        format!("no certificate in `{}` belongs to its private key", path.display()),
+        "certificate and key must be of one pair".into(),
+    ))
+}
+
+/// Leaf first, then each issuer; certificates that do not belong to the chain are left out.
+fn order(leaf: usize, mut rest: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut chain = vec![rest.swap_remove(leaf)];
+    loop {
+        let issuer_of = chain.last().and_then(|der| X509Certificate::from_der(der).ok());
+        let Some((_, last)) = issuer_of else { return chain };
+        let next = rest.iter().position(|der| {
+            X509Certificate::from_der(der).is_ok_and(|(_, candidate)| candidate.subject() == last.issuer())
+        });
+        match next {
+            Some(next) if last.subject() != last.issuer() => {
+                let der = rest.swap_remove(next);
+                chain.push(der);
+            }
+            _ => return chain,
+        }
+    }
+}
+
+/// Names of the subject alternative name extension, else the common name.
+fn names(leaf: &X509Certificate<'_>) -> Vec<String> {
+    let alternative: Vec<String> = match leaf.subject_alternative_name() {
+        Ok(Some(extension)) => extension.value.general_names.iter().filter_map(name).collect(),
+        _ => Vec::new(),
+    };
+    if !alternative.is_empty() {
+        return alternative;
+    }
+    leaf.subject().iter_common_name().filter_map(|name| name.as_str().ok()).map(str::to_ascii_lowercase).collect()
+}
+
+fn name(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|ip| std::net::Ipv4Addr::from(ip).to_string()),
+            16 => <[u8; 16]>::try_from(*bytes).ok().map(|ip| std::net::Ipv6Addr::from(ip).to_string()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(name: &str) -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn key_first_and_doubled_content_are_one_certificate() {
+        let (certificate, key) = pair("a.example");
+        let text = format!("{key}{certificate}{key}{certificate}");
+        let loaded = parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap();
+        assert_eq!((loaded.chain.len(), loaded.names), (1, vec![String::from("a.example")]));
+    }
+
+    #[test]
+    fn a_foreign_key_is_refused() {
+        let ((certificate, _), (_, key)) = (pair("a.example"), pair("b.example"));
+        let trouble = parse(PathBuf::from("x.pem"), format!("{certificate}{key}").as_bytes()).unwrap_err();
+        assert!(trouble.0.contains("belongs to its private key"), "{trouble:?}");
+    }
+
+    #[test]
+    fn a_certificate_with_only_a_common_name_has_that_name() {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "Box.Example");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let text = params.self_signed(&key).unwrap().pem() + &key.serialize_pem();
+        assert_eq!(parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap().names, ["box.example"]);
+    }
+
+    #[test]
+    fn missing_halves_are_named() {
+        let (certificate, key) = pair("a.example");
+        assert!(parse(PathBuf::from("x.pem"), certificate.as_bytes()).unwrap_err().0.contains("no private key"));
+        assert!(parse(PathBuf::from("x.pem"), key.as_bytes()).unwrap_err().0.contains("no certificate"));
+    }
+}

@@ -1,0 +1,81 @@
+//! TLS settings by name: versions, cipher suites, groups.
+//! Called by `load` for `[global.tls]` and by `frontend`. Never builds anything of the TLS library.
+
+use std::path::PathBuf;
+
+use super::report::suggestion;
+use super::section::{Section, Text};
+
+/// IANA name and OpenSSL name of each suite the TLS library has.
+const SUITES: [(&str, &str); 9] = [
+    ("TLS_AES_256_GCM_SHA384", "TLS_AES_256_GCM_SHA384"),
+    ("TLS_AES_128_GCM_SHA256", "TLS_AES_128_GCM_SHA256"),
+    ("TLS_CHACHA20_POLY1305_SHA256", "TLS_CHACHA20_POLY1305_SHA256"),
+    ("TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "ECDHE-ECDSA-AES256-GCM-SHA384"),
+    ("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "ECDHE-ECDSA-AES128-GCM-SHA256"),
+    ("TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "ECDHE-ECDSA-CHACHA20-POLY1305"),
+    ("TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384", "ECDHE-RSA-AES256-GCM-SHA384"),
+    ("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "ECDHE-RSA-AES128-GCM-SHA256"),
+    ("TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", "ECDHE-RSA-CHACHA20-POLY1305"),
+];
+
+const GROUPS: [&str; 6] = ["X25519MLKEM768", "X25519", "P-256", "P-384", "secp256r1", "secp384r1"];
+
+/// What `[global.tls]` gives every frontend.
+#[derive(Clone)]
+pub(super) struct TlsDefaults {
+    pub(super) tls12: bool,
+    pub(super) ciphers: Vec<String>,
+    pub(super) groups: Vec<String>,
+    pub(super) cert_base: Option<PathBuf>,
+}
+
+impl Default for TlsDefaults {
+    fn default() -> Self {
+        Self { tls12: true, ciphers: Vec::new(), groups: Vec::new(), cert_base: None }
+    }
+}
+
+impl TlsDefaults {
+    /// These settings as changed by a section.
+    pub(super) fn with(&self, section: &mut Section<'_>) -> Self {
+        let versions = [("1.2", true), ("1.3", false)];
+        let tls12 = section.choice("min-version", &versions).unwrap_or(self.tls12);
+        let ciphers: Vec<_> = section.texts("ciphers").iter().filter_map(|name| suite(name, section)).collect();
+        let groups: Vec<_> = section.texts("groups").into_iter().filter_map(|name| group(name, section)).collect();
+        Self {
+            tls12,
+            ciphers: if ciphers.is_empty() { self.ciphers.clone() } else { ciphers },
+            groups: if groups.is_empty() { self.groups.clone() } else { groups },
+            cert_base: self.cert_base.clone(),
+        }
+    }
+}
+
+/// The IANA name of a suite written either way.
+fn suite(name: &Text, section: &Section<'_>) -> Option<String> {
+    let found = SUITES
+        .iter()
+        .find(|(iana, openssl)| name.text.eq_ignore_ascii_case(iana) || name.text.eq_ignore_ascii_case(openssl));
+    if let Some((iana, _)) = found {
+        return Some((*iana).to_owned());
+    }
+    let known: Vec<_> = SUITES.iter().flat_map(|(iana, openssl)| [*openssl, *iana]).collect();
+    let upper = name.text.to_uppercase();
+    let label = if upper.starts_with("DHE-") || upper.contains("_DHE_") || upper.contains("CBC") || upper.contains("RC4") {
+        String::from("suites without elliptic curves or without AEAD do not exist here; leave it out")
+    } else {
+        suggestion(&name.text, &known)
+    };
+    section.report.error(name.span.clone(), format!("unknown cipher suite `{}`", name.text), label);
+    None
+}
+
+fn group(name: Text, section: &Section<'_>) -> Option<String> {
+    if GROUPS.contains(&name.text.as_str()) {
+        return Some(name.text);
+    }
+    let label = suggestion(&name.text, &GROUPS);
+    section.report.error(name.span, format!("unknown group `{}`", name.text), label);
+    None
+}

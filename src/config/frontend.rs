@@ -1,0 +1,204 @@
+//! `[frontend.NAME]`: listening, TLS, rules, header edits.
+//! Called by `load`. Never sees a backend's settings, only its name.
+
+use std::path::PathBuf;
+
+use toml::de::DeValue;
+
+use super::ciphers::TlsDefaults;
+use super::defaults::{Half, Settings};
+use super::listen::binds;
+use super::report::suggestion;
+use super::section::{Section, Text, as_section, as_text};
+use super::{Action, Certificate, Frontend, HeaderEdits, Redirect, Rule, TlsServer, certificates};
+
+/// Fields that belong to a connection or to framing: editing them would break messages.
+const PROTECTED: [&str; 9] = [
+    "connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "upgrade",
+];
+
+/// What a frontend is read with.
+pub(super) struct Surroundings<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) tls: &'a TlsDefaults,
+    pub(super) backends: &'a [String],
+    pub(super) check: &'a dyn Fn(&str) -> Result<(), String>,
+}
+
+pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundings<'_>) -> Frontend {
+    let settings = around.settings.with(&mut section, Half::Frontend, around.check);
+    let binds = binds(&mut section);
+    let rules: Vec<_> = section.tables("rule").into_iter().filter_map(rule).collect();
+    let frontend = Frontend {
+        name: name.text.clone(),
+        binds,
+        backend: backend(&mut section, around.backends, &rules),
+        maxconn: section.integer("maxconn", 1..=10_000_000),
+        tls: section.table("tls").map(|tls| tls_server(tls, around.tls)),
+        request_headers: edits(section.table("request-headers")),
+        response_headers: edits(section.table("response-headers")),
+        rules,
+        connection_mode: settings.connection_mode,
+        forwarded_for: settings.forwarded_for,
+        log_empty: settings.log_empty,
+        access_format: settings.access_format,
+        timeout: settings.client,
+        limit: settings.limit,
+        error_pages: settings.error_pages,
+    };
+    section.finish();
+    frontend
+}
+
+fn backend(section: &mut Section<'_>, backends: &[String], rules: &[Rule]) -> Option<usize> {
+    let Some(name) = section.text("backend") else {
+        if section.value("backend").is_none() && !rules.iter().any(|rule| rule.tls.is_none()) {
+            let message = format!("{} has no backend", section.name);
+            section.report.error(section.span.clone(), message, "add backend = \"NAME\", or a rule without `when`");
+        }
+        return None;
+    };
+    let found = backends.iter().position(|backend| *backend == name.text);
+    if found.is_none() {
+        let known: Vec<_> = backends.iter().map(String::as_str).collect();
+        let label = suggestion(&name.text, &known);
+        section.report.error(name.span, format!("there is no [backend.{}]", name.text), label);
+    }
+    found
+}
+
+fn tls_server(mut section: Section<'_>, defaults: &TlsDefaults) -> TlsServer {
+    let settings = defaults.with(&mut section);
+    let mut loaded = Vec::new();
+    for item in section.items("certificates") {
+        loaded.extend(certificate(item, &section, defaults));
+    }
+    if section.value("certificates").is_none() {
+        section.report.error(section.span.clone(), format!("{} has no certificates", section.name), "add certificates = [\"FILE.pem\"]");
+    }
+    section.finish();
+    TlsServer { certificates: loaded, tls12: settings.tls12, ciphers: settings.ciphers, groups: settings.groups }
+}
+
+fn certificate<'a>(
+    item: &'a toml::Spanned<DeValue<'a>>,
+    section: &Section<'a>,
+    defaults: &TlsDefaults,
+) -> Option<Certificate> {
+    let report = section.report;
+    let locate = |name: &str| -> PathBuf {
+        defaults.cert_base.as_ref().map_or_else(|| report.resolve(name), |base| report.resolve(&base.to_string_lossy()).join(name))
+    };
+    let (file, key) = match item.get_ref() {
+        DeValue::Table(_) => {
+            let mut table = as_section(item, String::from("certificate"), report)?;
+            let (file, key) = (table.text("cert"), table.text("key"));
+            if file.is_none() {
+                report.error(item.span(), "a certificate without a file", "write { cert = \"a.crt\", key = \"a.key\" }");
+            }
+            table.finish();
+            (file?, key)
+        }
+        _ => (as_text(item, report, "a file name")?, None),
+    };
+    let key = key.map(|key| locate(&key.text));
+    match certificates::load(&locate(&file.text), key.as_deref()) {
+        Ok(certificate) => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            if certificate.not_after < i64::try_from(now).unwrap_or(i64::MAX) {
+                report.warning(file.span, format!("the certificate of `{}` has expired", file.text), "clients will refuse it");
+            }
+            Some(certificate)
+        }
+        Err((problem, fix)) => {
+            report.error(file.span, problem, fix);
+            None
+        }
+    }
+}
+
+fn edits(section: Option<Section<'_>>) -> HeaderEdits {
+    let mut edits = HeaderEdits::default();
+    let Some(mut section) = section else { return edits };
+    for name in section.texts("del") {
+        if field_name(&name, &section) {
+            edits.del.push(name.text.to_ascii_lowercase());
+        }
+    }
+    edits.set = pairs(section.table("set"));
+    edits.add = pairs(section.table("add"));
+    section.finish();
+    edits
+}
+
+fn pairs(section: Option<Section<'_>>) -> Vec<(String, String)> {
+    let Some(section) = section else { return Vec::new() };
+    let mut pairs = Vec::new();
+    for (name, value) in section.entries() {
+        let Some(value) = as_text(value, section.report, "a field value") else { continue };
+        if value.text.chars().any(|c| c.is_control() && c != '\t') || value.text.contains("%[") {
+            section.report.error(value.span, "this cannot be a field value", "write plain text without control characters or %[…]");
+        } else if field_name(&name, &section) {
+            pairs.push((name.text, value.text));
+        }
+    }
+    pairs
+}
+
+fn field_name(name: &Text, section: &Section<'_>) -> bool {
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if name.text.is_empty() || !name.text.chars().all(token) {
+        section.report.error(name.span.clone(), format!("`{}` cannot be a field name", name.text), "letters, digits and -");
+        return false;
+    }
+    if PROTECTED.contains(&name.text.to_ascii_lowercase().as_str()) {
+        let message = format!("`{}` belongs to the connection and is made anew for each side", name.text);
+        section.report.error(name.span.clone(), message, "leave it out");
+        return false;
+    }
+    true
+}
+
+fn rule(mut section: Section<'_>) -> Option<Rule> {
+    let tls = section.table("when").and_then(|mut when| {
+        let tls = when.boolean("tls");
+        when.finish();
+        tls
+    });
+    let redirect = section.table("redirect").and_then(redirect);
+    if section.value("redirect").is_none() {
+        section.report.error(section.span.clone(), "a rule without an action", "add redirect = { scheme = \"https\" }");
+    }
+    section.finish();
+    redirect.map(|redirect| Rule { tls, action: Action::Redirect(redirect) })
+}
+
+fn redirect(mut section: Section<'_>) -> Option<Redirect> {
+    let codes = [301, 302, 303, 307, 308];
+    let code = section.integer("code", 301..=308).unwrap_or(302);
+    let code = u16::try_from(code).ok().filter(|code| codes.contains(code));
+    if code.is_none() {
+        section.report.error(section.place("code"), "this code is no redirect", "use 301, 302, 303, 307 or 308");
+    }
+    let redirect = Redirect {
+        scheme: section.choice("scheme", &[("http", "http"), ("https", "https")]).map(str::to_owned),
+        host: section.string("host"),
+        prefix: section.string("prefix"),
+        location: section.string("location"),
+        code: code.unwrap_or(302),
+    };
+    let given = [&redirect.scheme, &redirect.host, &redirect.prefix, &redirect.location];
+    let unsafe_text = given.iter().filter_map(|part| part.as_ref()).any(|part| !part.chars().all(|c| c.is_ascii_graphic()));
+    if unsafe_text {
+        section.report.error(section.span.clone(), "a redirect holds only visible ASCII", "percent-encode the rest");
+    }
+    if given.iter().all(|part| part.is_none()) {
+        section.report.error(section.span.clone(), "a redirect without a destination", "add scheme, host, prefix or location");
+    }
+    if (redirect.location.is_some() || redirect.prefix.is_some()) && given.iter().filter(|part| part.is_some()).count() > 1 {
+        section.report.error(section.span.clone(), "`location` and `prefix` stand alone", "leave the others out");
+    }
+    section.finish();
+    Some(redirect)
+}

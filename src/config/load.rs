@@ -1,0 +1,111 @@
+//! A whole file: syntax, sections, what they say of each other.
+//! Called by the master and `proxy check`. Never applies anything.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use toml::de::DeTable;
+
+use super::backend::backend;
+use super::ciphers::TlsDefaults;
+use super::defaults::{Half, Settings};
+use super::frontend::{Surroundings, frontend};
+use super::report::Report;
+use super::section::Section;
+use super::{Bundle, CONFIG_VERSION, Loaded, Rejected, process, stats};
+
+/// Reads and checks a file and everything it names. `check_format` says whether an access format can
+/// be used; formats are compiled by a layer above.
+///
+/// # Errors
+/// Every problem of the file at once.
+pub fn load(path: &Path, check_format: &dyn Fn(&str) -> Result<(), String>) -> Result<Loaded, Rejected> {
+    let source = std::fs::read_to_string(path)
+        .map_err(|error| Rejected { rendered: format!("error: cannot read {}: {error}", path.display()), errors: 1 })?;
+    let report = Report::new(path, &source);
+    let (table, syntax) = DeTable::parse_recoverable(&source);
+    for error in &syntax {
+        report.error(error.span().unwrap_or(0..0), format!("not TOML: {}", error.message()), "here");
+    }
+    let span = 0..0;
+    let bundle = read(Section::new(table.get_ref(), span, "", &report), &source, check_format);
+    let (rendered, errors) = report.errors();
+    if errors > 0 {
+        return Err(Rejected { rendered, errors });
+    }
+    Ok(Loaded { bundle, warnings: report.warnings() })
+}
+
+fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), String>) -> Bundle {
+    root.name = String::from("the file");
+    if let Some(value) = root.value("config-version")
+        && value.get_ref().as_integer().and_then(|number| number.as_str().parse().ok()) != Some(CONFIG_VERSION)
+    {
+        root.report.error(value.span(), "unknown config-version", format!("this version reads {CONFIG_VERSION}"));
+    }
+    root.name = String::new();
+    let mut tls = TlsDefaults::default();
+    let mut global_section = root.table("global");
+    let global = process::global(global_section.as_mut());
+    if let Some(mut section) = global_section {
+        if let Some(mut section) = section.table("tls") {
+            tls = tls.with(&mut section);
+            tls.cert_base = section.string("cert-base").map(PathBuf::from);
+            section.finish();
+        }
+        section.finish();
+    }
+    let reload = process::reload(root.table("reload"));
+    let admin = process::admin(root.table("admin"));
+    let logs = root.tables("log").into_iter().filter_map(|section| process::log(section, check)).collect();
+    let mut settings = Settings::default();
+    if let Some(mut section) = root.table("defaults") {
+        settings = settings.with(&mut section, Half::Both, check);
+        section.finish();
+    }
+    let lists = stats::users(&mut root);
+    let stats = stats::stats(root.table("stats"), &lists);
+    let backend_sections = root.named("backend");
+    let names: Vec<_> = backend_sections.iter().map(|(name, _)| name.text.clone()).collect();
+    let backends = backend_sections.into_iter().map(|(name, section)| backend(&name, section, &settings, check)).collect();
+    let around = Surroundings { settings: &settings, tls: &tls, backends: &names, check };
+    let mut places = BTreeMap::new();
+    let mut frontends = Vec::new();
+    for (name, section) in root.named("frontend") {
+        let (report, place) = (section.report, section.place("bind"));
+        let frontend = frontend(&name, section, &around);
+        for bind in &frontend.binds {
+            if let Some(first) = places.insert(bind.address, place.clone()) {
+                report.conflict(place.clone(), format!("{} is bound twice", bind.address), first);
+            }
+        }
+        frontends.push(frontend);
+    }
+    if frontends.is_empty() && root.value("frontend").is_none() {
+        root.report.error(0..0, "there is no frontend", "add [frontend.NAME] with bind and backend");
+    }
+    if let Some(stats) = &stats {
+        for bind in &stats.binds {
+            if let Some(first) = places.get(&bind.address) {
+                root.report.conflict(root.place("stats"), format!("{} is bound twice", bind.address), first.clone());
+            }
+        }
+    }
+    root.name = String::from("the file");
+    root.finish();
+    let hash = digest(&SHA256, source.as_bytes());
+    let sha256 = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    Bundle { sha256, global, reload, admin, logs, stats, frontends, backends }
+}
+
+/// Finds the admin socket in a file that may otherwise be broken, so that clients of a running
+/// daemon can reach it and have it report what is broken.
+#[must_use]
+pub fn admin_socket(path: &Path) -> Option<PathBuf> {
+    let source = std::fs::read_to_string(path).ok()?;
+    let (table, _problems) = DeTable::parse_recoverable(&source);
+    let report = Report::new(path, &source);
+    let mut root = Section::new(table.get_ref(), 0..0, "", &report);
+    root.table("admin")?.string("socket").map(PathBuf::from)
+}

@@ -1,0 +1,176 @@
+//! `[global]`, `[reload]`, `[admin]` and `[[log]]`.
+//! Called by `load`. Never looks at frontends or backends.
+
+use std::net::ToSocketAddrs as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::report::suggestion;
+use super::section::Section;
+use super::{Admin, AdminLevel, Global, LogSink, LogTarget, Reload, ReloadMode};
+
+pub(super) fn global(section: Option<&mut Section<'_>>) -> Global {
+    let Some(section) = section else {
+        return Global { user: None, group: None, chroot: None, pid_file: None, threads: None, maxconn: None };
+    };
+    let user = section.text("user");
+    if let Some(user) = &user
+        && nix::unistd::geteuid().is_root()
+        && !matches!(nix::unistd::User::from_name(&user.text), Ok(Some(_)))
+    {
+        section.report.error(user.span.clone(), format!("there is no user `{}`", user.text), "create it or name another");
+    }
+    let group = section.text("group");
+    if let Some(group) = &group
+        && nix::unistd::geteuid().is_root()
+        && !matches!(nix::unistd::Group::from_name(&group.text), Ok(Some(_)))
+    {
+        section.report.error(group.span.clone(), format!("there is no group `{}`", group.text), "create it or name another");
+    }
+    let chroot = section.text("chroot");
+    if let Some(chroot) = &chroot
+        && nix::unistd::geteuid().is_root()
+        && !std::path::Path::new(&chroot.text).is_dir()
+    {
+        section.report.error(chroot.span.clone(), format!("`{}` is not a folder", chroot.text), "create it or name another");
+    }
+    let threads = match section.value("threads").map(|value| value.get_ref().as_str()) {
+        Some(Some("auto")) | None => None,
+        Some(_) => section.integer("threads", 1..=256).map(|count| count as usize),
+    };
+    Global {
+        user: user.map(|user| user.text),
+        group: group.map(|group| group.text),
+        chroot: chroot.map(|chroot| PathBuf::from(chroot.text)),
+        pid_file: section.string("pid-file").map(PathBuf::from),
+        threads,
+        maxconn: section.integer("maxconn", 1..=10_000_000),
+    }
+}
+
+pub(super) fn reload(section: Option<Section<'_>>) -> Reload {
+    let mut reload =
+        Reload { strategy: ReloadMode::Handover, hard_stop_after: Duration::from_secs(30 * 60), max_old: 50 };
+    if let Some(mut section) = section {
+        let modes = [("handover", ReloadMode::Handover), ("rebind", ReloadMode::Rebind)];
+        reload.strategy = section.choice("strategy", &modes).unwrap_or(reload.strategy);
+        reload.hard_stop_after = section.duration("hard-stop-after").unwrap_or(reload.hard_stop_after);
+        reload.max_old = section.integer("max-old", 1..=60).map_or(reload.max_old, |count| count as usize);
+        section.finish();
+    }
+    reload
+}
+
+pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
+    let mut section = section?;
+    let socket = section.string("socket");
+    if socket.is_none() && section.value("socket").is_none() {
+        section.report.error(section.span.clone(), "the admin socket has no path", "add socket = \"/run/proxy/admin.sock\"");
+    }
+    let mode = section.text("mode");
+    let bits = mode.as_ref().and_then(|mode| {
+        let bits = u32::from_str_radix(&mode.text, 8).ok().filter(|bits| *bits <= 0o777);
+        match bits {
+            None => section.report.error(mode.span.clone(), "`mode` is not understood", "write octal digits: \"0660\""),
+            Some(bits) if bits & 0o007 != 0 => section.report.warning(
+                mode.span.clone(),
+                "everybody on this machine may use the admin socket",
+                "whoever connects can read the status and reload; write \"0660\" and a group",
+            ),
+            Some(_) => {}
+        }
+        bits
+    });
+    let levels = [("user", AdminLevel::User), ("operator", AdminLevel::Operator), ("admin", AdminLevel::Admin)];
+    let admin = Admin {
+        socket: PathBuf::from(socket.unwrap_or_default()),
+        mode: bits.unwrap_or(0o600),
+        group: section.string("group"),
+        level: section.choice("level", &levels).unwrap_or(AdminLevel::Admin),
+        timeout: section.duration("timeout").unwrap_or(Duration::from_secs(30)),
+        expose_listeners: section.boolean("expose-listeners").unwrap_or(true),
+    };
+    section.finish();
+    Some(admin)
+}
+
+const FACILITIES: [(&str, u8); 20] = [
+    ("kern", 0), ("user", 1), ("mail", 2), ("daemon", 3), ("auth", 4), ("syslog", 5), ("lpr", 6), ("news", 7),
+    ("uucp", 8), ("cron", 9), ("authpriv", 10), ("ftp", 11), ("local0", 16), ("local1", 17), ("local2", 18),
+    ("local3", 19), ("local4", 20), ("local5", 21), ("local6", 22), ("local7", 23),
+];
+
+const LEVELS: [(&str, u8); 8] = [
+    ("emerg", 0), ("alert", 1), ("crit", 2), ("err", 3), ("warning", 4), ("notice", 5), ("info", 6), ("debug", 7),
+];
+
+/// One `[[log]]`; `check` knows whether an access format can be compiled.
+pub(super) fn log(mut section: Section<'_>, check: &dyn Fn(&str) -> Result<(), String>) -> Option<LogTarget> {
+    let sink = log_sink(&mut section);
+    section.choice("format", &[("rfc3164", ())]);
+    let mut wanted = (false, false);
+    let only = section.texts("only");
+    for word in &only {
+        match word.text.as_str() {
+            "access" => wanted.0 = true,
+            "event" => wanted.1 = true,
+            other => section.report.error(
+                word.span.clone(),
+                format!("`only` cannot hold `{other}`"),
+                suggestion(other, &["access", "event"]),
+            ),
+        }
+    }
+    if only.is_empty() {
+        wanted = (true, true);
+    }
+    let target = LogTarget {
+        sink: sink.unwrap_or(LogSink::Unix(PathBuf::new())),
+        facility: section.choice("facility", &FACILITIES).unwrap_or(16),
+        level: section.choice("level", &LEVELS).unwrap_or(6),
+        tag: section.string("tag").unwrap_or_else(|| String::from("proxy")),
+        access: wanted.0,
+        events: wanted.1,
+        access_format: access_format(&mut section, check),
+    };
+    section.finish();
+    Some(target)
+}
+
+fn log_sink(section: &mut Section<'_>) -> Option<LogSink> {
+    let Some(target) = section.text("target") else {
+        if section.value("target").is_none() {
+            section.report.error(section.span.clone(), "a log without a target", "add target = \"syslog:/dev/log\"");
+        }
+        return None;
+    };
+    if let Some(path) = target.text.strip_prefix("syslog:/") {
+        return Some(LogSink::Unix(PathBuf::from(format!("/{path}"))));
+    }
+    let Some(host) = target.text.strip_prefix("syslog+udp:") else {
+        let message = format!("log target `{}` is not understood", target.text);
+        section.report.error(target.span, message, "write \"syslog:/dev/log\" or \"syslog+udp:127.0.0.1:514\"");
+        return None;
+    };
+    let with_port = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+        host.to_owned()
+    } else {
+        format!("{host}:514")
+    };
+    match with_port.to_socket_addrs().ok().and_then(|mut found| found.next()) {
+        Some(address) => Some(LogSink::Udp(address)),
+        None => {
+            section.report.error(target.span, format!("`{host}` has no address"), "write \"syslog+udp:127.0.0.1:514\"");
+            None
+        }
+    }
+}
+
+/// An access format that can be compiled.
+pub(super) fn access_format(section: &mut Section<'_>, check: &dyn Fn(&str) -> Result<(), String>) -> Option<String> {
+    let format = section.text("access-format")?;
+    if let Err(problem) = check(&format.text) {
+        section.report.error(format.span, "the access format cannot be used", problem);
+    }
+    Some(format.text)
+}

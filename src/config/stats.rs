@@ -1,0 +1,81 @@
+//! `[stats]` and the `[users.LIST]` it names.
+//! Called by `load`. Never checks a password.
+
+use std::collections::BTreeMap;
+
+use toml::de::DeValue;
+
+use super::listen::binds;
+use super::report::suggestion;
+use super::section::{Section, Text, as_section, as_text};
+use super::{Secret, Stats, User};
+
+/// User lists by name.
+pub(super) fn users(root: &mut Section<'_>) -> BTreeMap<String, Vec<User>> {
+    let mut lists = BTreeMap::new();
+    for (name, section) in root.named("users") {
+        let mut users = Vec::new();
+        for (user, value) in section.entries() {
+            let secret = match value.get_ref() {
+                DeValue::Table(_) => as_section(value, format!("user {}", user.text), section.report).and_then(table_secret),
+                _ => as_text(value, section.report, "a password hash").and_then(|hash| crypt(hash, &section)),
+            };
+            users.extend(secret.map(|secret| User { name: user.text, secret }));
+        }
+        lists.insert(name.text, users);
+    }
+    lists
+}
+
+fn table_secret(mut section: Section<'_>) -> Option<Secret> {
+    let secret = if let Some(clear) = section.text("insecure-password") {
+        section.report.warning(clear.span, "a password in clear text", "better a hash: mkpasswd -m sha-512");
+        Some(Secret::Clear(clear.text))
+    } else if let Some(file) = section.text("file") {
+        match std::fs::read_to_string(section.report.resolve(&file.text)) {
+            Ok(hash) => crypt(Text { text: hash.trim().to_owned(), span: file.span }, &section),
+            Err(error) => {
+                section.report.error(file.span, format!("cannot read `{}`", file.text), error.to_string());
+                None
+            }
+        }
+    } else {
+        section.report.error(section.span.clone(), "a user without a password", "add insecure-password or file");
+        None
+    };
+    section.finish();
+    secret
+}
+
+fn crypt(hash: Text, section: &Section<'_>) -> Option<Secret> {
+    if hash.text.starts_with("$5$") || hash.text.starts_with("$6$") {
+        return Some(Secret::Crypt(hash.text));
+    }
+    section.report.error(hash.span, "this is not a password hash we know", "make one: mkpasswd -m sha-512");
+    None
+}
+
+pub(super) fn stats(section: Option<Section<'_>>, lists: &BTreeMap<String, Vec<User>>) -> Option<Stats> {
+    let mut section = section?;
+    let binds = binds(&mut section);
+    let mut users = Vec::new();
+    if let Some(auth) = section.text("auth") {
+        match lists.get(&auth.text) {
+            Some(list) => users.clone_from(list),
+            None => {
+                let known: Vec<_> = lists.keys().map(String::as_str).collect();
+                let label = suggestion(&auth.text, &known);
+                section.report.error(auth.span, format!("there is no [users.{}]", auth.text), label);
+            }
+        }
+    }
+    let stats = Stats {
+        binds,
+        uri: section.string("uri").unwrap_or_else(|| String::from("/admin?stats")),
+        users,
+        realm: section.string("realm").unwrap_or_else(|| String::from("Statistics")),
+        refresh: section.duration("refresh"),
+    };
+    section.finish();
+    Some(stats)
+}
