@@ -4,6 +4,7 @@
 mod channel;
 mod descriptors;
 mod error;
+pub mod getsocks;
 pub mod messages;
 
 pub use channel::{Channel, MAX_DESCRIPTORS};

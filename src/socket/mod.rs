@@ -1,1 +1,9 @@
-//! (empty)
+//! Listening sockets and descriptor limits: bind, match by what the kernel says, name who is in the way.
+//! Called by `master`. Never accepts.
+
+mod bind;
+mod limits;
+mod owner;
+
+pub use bind::{BindError, Sharing, bind, matches, relisten};
+pub use limits::{LimitError, raise_for};
