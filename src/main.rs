@@ -1,1 +1,7 @@
-fn main() {}
+//! The `proxy` binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    proxy::cli::main()
+}

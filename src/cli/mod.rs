@@ -1,1 +1,60 @@
-//! (empty)
+//! The command line: one file a subcommand. Parses, prints, chooses the exit code.
+//! Called by `main`. Never keeps state: a daemon is asked over its admin socket.
+
+mod args;
+mod check;
+mod client;
+mod daemon;
+mod demo;
+mod measure;
+mod origin;
+mod reload;
+mod run;
+mod showcase;
+mod status;
+mod stop;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::logging::Zone;
+use args::{Arguments, Command};
+
+/// The command was carried out.
+const DONE: u8 = 0;
+/// The configuration was refused, or the command cannot be carried out.
+const REFUSED: u8 = 1;
+/// Busy, or not finished in time.
+const BUSY: u8 = 3;
+/// No daemon answers.
+const NOT_RUNNING: u8 = 4;
+
+/// Runs the command of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    // The local time zone is a file: read now, before threads exist and chroot hides it.
+    Zone::local();
+    let argv: Vec<String> = match std::env::args_os().map(std::ffi::OsString::into_string).collect() {
+        Ok(argv) => argv,
+        Err(argument) => {
+            eprintln!("proxy: an argument is not UTF-8: {}", argument.display());
+            return REFUSED.into();
+        }
+    };
+    let arguments = Arguments::parse_from(args::normalise(argv));
+    let code = match arguments.command {
+        Command::Run(run) => run::run(run),
+        Command::Check(check) => check::run(&check),
+        Command::Reload(reload) => reload::run(&reload.target, reload.mode.map(Into::into)),
+        Command::ReloadSocket(target) => reload::run(&target, Some(crate::config::ReloadMode::Handover)),
+        Command::Status(status) => status::run(&status),
+        Command::Stop(stop) => stop::run(&stop),
+        Command::Demo(demo) => demo::run(&demo),
+        Command::Measure(measure) => measure::run(&measure),
+        Command::Version(version) => version.print(),
+        Command::Worker => worker::run(),
+    };
+    ExitCode::from(code)
+}

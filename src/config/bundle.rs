@@ -68,7 +68,7 @@ pub enum ReloadMode {
 }
 
 /// `[admin]`: HAProxy's `stats socket`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admin {
     /// Path of the unix socket.
     pub socket: PathBuf,

@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -51,10 +51,16 @@ fn parse(path: PathBuf, pem: &[u8]) -> Result<Certificate, Trouble> {
         }
     }
     if chain.is_empty() {
-        return Err((format!("`{}` holds no certificate", path.display()), "put the chain and the key into one PEM file".into()));
+        return Err((
+            format!("`{}` holds no certificate", path.display()),
+            "put the chain and the key into one PEM file".into(),
+        ));
     }
     if keys.is_empty() {
-        return Err((format!("`{}` holds no private key", path.display()), "put the chain and the key into one PEM file".into()));
+        return Err((
+            format!("`{}` holds no private key", path.display()),
+            "put the chain and the key into one PEM file".into(),
+        ));
     }
     let (leaf, key_format, key) = match_key(&path, &chain, keys)?;
     let chain = order(leaf, chain);

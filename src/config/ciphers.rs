@@ -62,11 +62,12 @@ fn suite(name: &Text, section: &Section<'_>) -> Option<String> {
     }
     let known: Vec<_> = SUITES.iter().flat_map(|(iana, openssl)| [*openssl, *iana]).collect();
     let upper = name.text.to_uppercase();
-    let label = if upper.starts_with("DHE-") || upper.contains("_DHE_") || upper.contains("CBC") || upper.contains("RC4") {
-        String::from("suites without elliptic curves or without AEAD do not exist here; leave it out")
-    } else {
-        suggestion(&name.text, &known)
-    };
+    let label =
+        if upper.starts_with("DHE-") || upper.contains("_DHE_") || upper.contains("CBC") || upper.contains("RC4") {
+            String::from("suites without elliptic curves or without AEAD do not exist here; leave it out")
+        } else {
+            suggestion(&name.text, &known)
+        };
     section.report.error(name.span.clone(), format!("unknown cipher suite `{}`", name.text), label);
     None
 }

@@ -146,9 +146,11 @@ fn check_page(raw: &[u8]) -> Result<(), String> {
     if !raw.starts_with(b"HTTP/1.") {
         return Err(String::from("the file holds a whole response: begin with \"HTTP/1.1 503 Service Unavailable\""));
     }
-    let end = raw.windows(4).position(|bytes| bytes == b"\r\n\r\n").map(|end| end + 4).or_else(|| {
-        raw.windows(2).position(|bytes| bytes == b"\n\n").map(|end| end + 2)
-    });
+    let end = raw
+        .windows(4)
+        .position(|bytes| bytes == b"\r\n\r\n")
+        .map(|end| end + 4)
+        .or_else(|| raw.windows(2).position(|bytes| bytes == b"\n\n").map(|end| end + 2));
     let Some(end) = end else { return Err(String::from("the header does not end with an empty line")) };
     let head = String::from_utf8_lossy(&raw[..end]).to_ascii_lowercase();
     let declared = head.lines().find_map(|line| line.strip_prefix("content-length:")).map(str::trim);

@@ -14,7 +14,14 @@ use super::{Action, Certificate, Frontend, HeaderEdits, Redirect, Rule, TlsServe
 
 /// Fields that belong to a connection or to framing: editing them would break messages.
 const PROTECTED: [&str; 9] = [
-    "connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
     "upgrade",
 ];
 
@@ -75,7 +82,11 @@ fn tls_server(mut section: Section<'_>, defaults: &TlsDefaults) -> TlsServer {
         loaded.extend(certificate(item, &section, defaults));
     }
     if section.value("certificates").is_none() {
-        section.report.error(section.span.clone(), format!("{} has no certificates", section.name), "add certificates = [\"FILE.pem\"]");
+        section.report.error(
+            section.span.clone(),
+            format!("{} has no certificates", section.name),
+            "add certificates = [\"FILE.pem\"]",
+        );
     }
     section.finish();
     TlsServer { certificates: loaded, tls12: settings.tls12, ciphers: settings.ciphers, groups: settings.groups }
@@ -88,14 +99,21 @@ fn certificate<'a>(
 ) -> Option<Certificate> {
     let report = section.report;
     let locate = |name: &str| -> PathBuf {
-        defaults.cert_base.as_ref().map_or_else(|| report.resolve(name), |base| report.resolve(&base.to_string_lossy()).join(name))
+        defaults
+            .cert_base
+            .as_ref()
+            .map_or_else(|| report.resolve(name), |base| report.resolve(&base.to_string_lossy()).join(name))
     };
     let (file, key) = match item.get_ref() {
         DeValue::Table(_) => {
             let mut table = as_section(item, String::from("certificate"), report)?;
             let (file, key) = (table.text("cert"), table.text("key"));
             if file.is_none() {
-                report.error(item.span(), "a certificate without a file", "write { cert = \"a.crt\", key = \"a.key\" }");
+                report.error(
+                    item.span(),
+                    "a certificate without a file",
+                    "write { cert = \"a.crt\", key = \"a.key\" }",
+                );
             }
             table.finish();
             (file?, key)
@@ -107,7 +125,11 @@ fn certificate<'a>(
         Ok(certificate) => {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
             if certificate.not_after < i64::try_from(now).unwrap_or(i64::MAX) {
-                report.warning(file.span, format!("the certificate of `{}` has expired", file.text), "clients will refuse it");
+                report.warning(
+                    file.span,
+                    format!("the certificate of `{}` has expired", file.text),
+                    "clients will refuse it",
+                );
             }
             Some(certificate)
         }
@@ -138,7 +160,11 @@ fn pairs(section: Option<Section<'_>>) -> Vec<(String, String)> {
     for (name, value) in section.entries() {
         let Some(value) = as_text(value, section.report, "a field value") else { continue };
         if value.text.chars().any(|c| c.is_control() && c != '\t') || value.text.contains("%[") {
-            section.report.error(value.span, "this cannot be a field value", "write plain text without control characters or %[…]");
+            section.report.error(
+                value.span,
+                "this cannot be a field value",
+                "write plain text without control characters or %[…]",
+            );
         } else if field_name(&name, &section) {
             pairs.push((name.text, value.text));
         }
@@ -149,7 +175,11 @@ fn pairs(section: Option<Section<'_>>) -> Vec<(String, String)> {
 fn field_name(name: &Text, section: &Section<'_>) -> bool {
     let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     if name.text.is_empty() || !name.text.chars().all(token) {
-        section.report.error(name.span.clone(), format!("`{}` cannot be a field name", name.text), "letters, digits and -");
+        section.report.error(
+            name.span.clone(),
+            format!("`{}` cannot be a field name", name.text),
+            "letters, digits and -",
+        );
         return false;
     }
     if PROTECTED.contains(&name.text.to_ascii_lowercase().as_str()) {
@@ -189,14 +219,21 @@ fn redirect(mut section: Section<'_>) -> Option<Redirect> {
         code: code.unwrap_or(302),
     };
     let given = [&redirect.scheme, &redirect.host, &redirect.prefix, &redirect.location];
-    let unsafe_text = given.iter().filter_map(|part| part.as_ref()).any(|part| !part.chars().all(|c| c.is_ascii_graphic()));
+    let unsafe_text =
+        given.iter().filter_map(|part| part.as_ref()).any(|part| !part.chars().all(|c| c.is_ascii_graphic()));
     if unsafe_text {
         section.report.error(section.span.clone(), "a redirect holds only visible ASCII", "percent-encode the rest");
     }
     if given.iter().all(|part| part.is_none()) {
-        section.report.error(section.span.clone(), "a redirect without a destination", "add scheme, host, prefix or location");
+        section.report.error(
+            section.span.clone(),
+            "a redirect without a destination",
+            "add scheme, host, prefix or location",
+        );
     }
-    if (redirect.location.is_some() || redirect.prefix.is_some()) && given.iter().filter(|part| part.is_some()).count() > 1 {
+    if (redirect.location.is_some() || redirect.prefix.is_some())
+        && given.iter().filter(|part| part.is_some()).count() > 1
+    {
         section.report.error(section.span.clone(), "`location` and `prefix` stand alone", "leave the others out");
     }
     section.finish();

@@ -18,21 +18,33 @@ pub(super) fn global(section: Option<&mut Section<'_>>) -> Global {
         && nix::unistd::geteuid().is_root()
         && !matches!(nix::unistd::User::from_name(&user.text), Ok(Some(_)))
     {
-        section.report.error(user.span.clone(), format!("there is no user `{}`", user.text), "create it or name another");
+        section.report.error(
+            user.span.clone(),
+            format!("there is no user `{}`", user.text),
+            "create it or name another",
+        );
     }
     let group = section.text("group");
     if let Some(group) = &group
         && nix::unistd::geteuid().is_root()
         && !matches!(nix::unistd::Group::from_name(&group.text), Ok(Some(_)))
     {
-        section.report.error(group.span.clone(), format!("there is no group `{}`", group.text), "create it or name another");
+        section.report.error(
+            group.span.clone(),
+            format!("there is no group `{}`", group.text),
+            "create it or name another",
+        );
     }
     let chroot = section.text("chroot");
     if let Some(chroot) = &chroot
         && nix::unistd::geteuid().is_root()
         && !std::path::Path::new(&chroot.text).is_dir()
     {
-        section.report.error(chroot.span.clone(), format!("`{}` is not a folder", chroot.text), "create it or name another");
+        section.report.error(
+            chroot.span.clone(),
+            format!("`{}` is not a folder", chroot.text),
+            "create it or name another",
+        );
     }
     let threads = match section.value("threads").map(|value| value.get_ref().as_str()) {
         Some(Some("auto")) | None => None,
@@ -65,7 +77,11 @@ pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
     let mut section = section?;
     let socket = section.string("socket");
     if socket.is_none() && section.value("socket").is_none() {
-        section.report.error(section.span.clone(), "the admin socket has no path", "add socket = \"/run/proxy/admin.sock\"");
+        section.report.error(
+            section.span.clone(),
+            "the admin socket has no path",
+            "add socket = \"/run/proxy/admin.sock\"",
+        );
     }
     let mode = section.text("mode");
     let bits = mode.as_ref().and_then(|mode| {
@@ -95,14 +111,30 @@ pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
 }
 
 const FACILITIES: [(&str, u8); 20] = [
-    ("kern", 0), ("user", 1), ("mail", 2), ("daemon", 3), ("auth", 4), ("syslog", 5), ("lpr", 6), ("news", 7),
-    ("uucp", 8), ("cron", 9), ("authpriv", 10), ("ftp", 11), ("local0", 16), ("local1", 17), ("local2", 18),
-    ("local3", 19), ("local4", 20), ("local5", 21), ("local6", 22), ("local7", 23),
+    ("kern", 0),
+    ("user", 1),
+    ("mail", 2),
+    ("daemon", 3),
+    ("auth", 4),
+    ("syslog", 5),
+    ("lpr", 6),
+    ("news", 7),
+    ("uucp", 8),
+    ("cron", 9),
+    ("authpriv", 10),
+    ("ftp", 11),
+    ("local0", 16),
+    ("local1", 17),
+    ("local2", 18),
+    ("local3", 19),
+    ("local4", 20),
+    ("local5", 21),
+    ("local6", 22),
+    ("local7", 23),
 ];
 
-const LEVELS: [(&str, u8); 8] = [
-    ("emerg", 0), ("alert", 1), ("crit", 2), ("err", 3), ("warning", 4), ("notice", 5), ("info", 6), ("debug", 7),
-];
+const LEVELS: [(&str, u8); 8] =
+    [("emerg", 0), ("alert", 1), ("crit", 2), ("err", 3), ("warning", 4), ("notice", 5), ("info", 6), ("debug", 7)];
 
 /// One `[[log]]`; `check` knows whether an access format can be compiled.
 pub(super) fn log(mut section: Section<'_>, check: &dyn Fn(&str) -> Result<(), String>) -> Option<LogTarget> {

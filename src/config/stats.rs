@@ -17,7 +17,9 @@ pub(super) fn users(root: &mut Section<'_>) -> BTreeMap<String, Vec<User>> {
         let mut users = Vec::new();
         for (user, value) in section.entries() {
             let secret = match value.get_ref() {
-                DeValue::Table(_) => as_section(value, format!("user {}", user.text), section.report).and_then(table_secret),
+                DeValue::Table(_) => {
+                    as_section(value, format!("user {}", user.text), section.report).and_then(table_secret)
+                }
                 _ => as_text(value, section.report, "a password hash").and_then(|hash| crypt(hash, &section)),
             };
             users.extend(secret.map(|secret| User { name: user.text, secret }));

@@ -12,7 +12,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
     while !rest.is_empty() {
         let (number, unit, after) = split(rest);
-        let count: u64 = number.parse().map_err(|_error| String::from("write a number and a unit: \"5s\", \"250ms\", \"1m30s\""))?;
+        let count: u64 =
+            number.parse().map_err(|_error| String::from("write a number and a unit: \"5s\", \"250ms\", \"1m30s\""))?;
         let millis = match unit {
             "ms" => 1,
             "s" => 1_000,
@@ -41,7 +42,11 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         "" => return Err(format!("a unit is missing: write \"{count}B\" or \"{count}KiB\"")),
         _ => return Err(format!("unknown unit `{unit}`; use B, KB, KiB, MB or MiB")),
     };
-    if rest.is_empty() { count.checked_mul(factor).ok_or_else(|| String::from("too large")) } else { Err(String::from("write one number and one unit: \"16KiB\"")) }
+    if rest.is_empty() {
+        count.checked_mul(factor).ok_or_else(|| String::from("too large"))
+    } else {
+        Err(String::from("write one number and one unit: \"16KiB\""))
+    }
 }
 
 /// Number, unit, and what follows.
@@ -59,7 +64,8 @@ mod tests {
 
     #[test]
     fn durations_carry_units() {
-        for (text, millis) in [("5s", 5_000), ("250ms", 250), ("1m30s", 90_000), ("2d", 172_800_000), ("1h", 3_600_000)] {
+        for (text, millis) in [("5s", 5_000), ("250ms", 250), ("1m30s", 90_000), ("2d", 172_800_000), ("1h", 3_600_000)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         assert_eq!(duration("5"), Err(String::from("a unit is missing: write \"5s\" or \"5ms\"")));

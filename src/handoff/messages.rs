@@ -68,6 +68,8 @@ pub enum ToWorker {
     Start(Box<Start>),
     /// A batch of listening sockets, one descriptor per entry, at most 253.
     Listeners(Vec<ListenerOwner>),
+    /// Accept: the reload is decided. A worker that is ready touches no client before this.
+    Serve,
     /// Stop accepting, finish what is open, then exit.
     Drain {
         /// Accept what is queued until the queues are empty before closing them (rebind);
@@ -86,7 +88,7 @@ pub enum ToWorker {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FromWorker {
-    /// Everything is taken over and every thread is accepting.
+    /// Everything is taken over and every thread waits for [`ToWorker::Serve`].
     Ready,
     /// The worker cannot serve; it exits after this.
     Failed(String),

@@ -1,1 +1,24 @@
-//! (empty)
+//! The master: one pid for ever; owns files, certificates, listening sockets, pid file and admin socket.
+//! Called by `proxy run`. Never touches a client's byte.
+
+mod admin;
+mod bundle;
+mod error;
+mod events;
+mod lifecycle;
+mod listeners;
+mod log_sockets;
+mod pidfile;
+mod reload;
+mod respawn;
+mod slots;
+mod spawn;
+mod start;
+mod status;
+mod workers;
+
+pub use admin::{Answer, Outcome};
+pub use bundle::load;
+pub use error::MasterError;
+pub use lifecycle::run;
+pub use start::Options;

@@ -1,9 +1,9 @@
-//! Binding one address, and recognising a socket that already is bound to it.
+//! Binding one address, recognising a socket that already is bound to it, and listening.
 //! Called by `master` while it loads. Never closes somebody else's socket.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -29,7 +29,7 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// A listening, non-blocking socket.
+/// A bound, non-blocking socket. Nobody can connect to it before [`listen`].
 ///
 /// # Errors
 /// Names the place in the configuration, the address and, where readable, the process that holds it.
@@ -59,8 +59,20 @@ fn open(wanted: &Bind, sharing: Sharing) -> io::Result<OwnedFd> {
     socket.bind(&wanted.address.into())?;
     // Set only now on a first bind: before it, a daemon of the same user would share the port unnoticed.
     socket.set_reuse_port(true)?;
-    socket.listen(i32::try_from(wanted.backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+/// Lets clients connect, or changes the backlog of a socket that they connect to already (listen(2)).
+///
+/// # Errors
+/// Names the address; another daemon may have begun to listen on it since it was bound.
+pub fn listen(fd: &OwnedFd, wanted: &Bind) -> Result<(), BindError> {
+    SockRef::from(fd).listen(i32::try_from(wanted.backlog).unwrap_or(i32::MAX)).map_err(|source| BindError {
+        origin: wanted.origin.clone(),
+        address: wanted.address,
+        holder: String::new(),
+        source,
+    })
 }
 
 /// Whether a socket listens on an address, by what the kernel says of it.
@@ -75,16 +87,14 @@ pub fn matches(fd: &OwnedFd, wanted: &Bind) -> bool {
         && socket.is_listener().unwrap_or(false)
 }
 
-/// Prepares a socket that came from elsewhere, or whose backlog changed.
+/// Prepares a socket that another process made: its flags are whatever that process wanted.
 ///
 /// # Errors
-/// What fcntl(2), setsockopt(2) or listen(2) say.
-pub fn relisten(fd: &OwnedFd, backlog: u32) -> io::Result<OwnedFd> {
+/// What fcntl(2) or setsockopt(2) say.
+pub fn adopt(fd: &OwnedFd) -> io::Result<()> {
     let socket = SockRef::from(fd);
     socket.set_nonblocking(true)?;
-    socket.set_reuse_port(true)?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(TcpListener::from(fd.as_fd().try_clone_to_owned()?).into())
+    socket.set_reuse_port(true)
 }
 
 #[cfg(test)]
@@ -92,7 +102,12 @@ mod tests {
     use super::*;
 
     fn on(port: u16) -> Bind {
-        Bind { address: SocketAddr::from(([127, 0, 0, 1], port)), v6only: false, backlog: 16, origin: "f.toml:1:1".into() }
+        Bind {
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            v6only: false,
+            backlog: 16,
+            origin: "f.toml:1:1".into(),
+        }
     }
 
     fn port(fd: &OwnedFd) -> u16 {
@@ -102,6 +117,7 @@ mod tests {
     #[test]
     fn a_held_address_names_its_holder_even_of_the_same_user() {
         let held = bind(&on(0), Sharing::Exclusive).unwrap();
+        listen(&held, &on(0)).unwrap();
         let error = bind(&on(port(&held)), Sharing::Exclusive).unwrap_err().to_string();
         assert!(error.contains("f.toml:1:1") && error.contains("127.0.0.1"), "{error}");
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
@@ -110,15 +126,19 @@ mod tests {
     #[test]
     fn a_second_generation_may_bind_beside_the_first() {
         let first = bind(&on(0), Sharing::Exclusive).unwrap();
+        listen(&first, &on(0)).unwrap();
         let second = bind(&on(port(&first)), Sharing::Reuse).unwrap();
+        listen(&second, &on(0)).unwrap();
         assert_eq!(port(&first), port(&second));
     }
 
     #[test]
     fn sockets_are_known_by_their_address() {
         let fd = bind(&on(0), Sharing::Exclusive).unwrap();
+        assert!(!matches(&fd, &on(port(&fd))), "it does not listen yet");
+        listen(&fd, &on(0)).unwrap();
         assert!(matches(&fd, &on(port(&fd))));
         assert!(!matches(&fd, &on(port(&fd).wrapping_add(1))));
-        assert!(relisten(&fd, 32).is_ok());
+        adopt(&fd).unwrap();
     }
 }

@@ -5,5 +5,5 @@ mod bind;
 mod limits;
 mod owner;
 
-pub use bind::{BindError, Sharing, bind, matches, relisten};
+pub use bind::{BindError, Sharing, adopt, bind, listen, matches};
 pub use limits::{LimitError, raise_for};

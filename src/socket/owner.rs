@@ -7,8 +7,11 @@ use std::net::SocketAddr;
 /// "pid 123 (nginx)", if it can be found out.
 pub(super) fn of(address: SocketAddr) -> Option<String> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
-    let inodes: Vec<String> =
-        tables.iter().filter_map(|table| fs::read_to_string(table).ok()).flat_map(|text| listeners(&text, address.port())).collect();
+    let inodes: Vec<String> = tables
+        .iter()
+        .filter_map(|table| fs::read_to_string(table).ok())
+        .flat_map(|text| listeners(&text, address.port()))
+        .collect();
     fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(|process| {
         let pid = process.file_name().to_str()?.parse::<u32>().ok()?;
         let holds = fs::read_dir(process.path().join("fd")).ok()?.filter_map(Result::ok).any(|fd| {

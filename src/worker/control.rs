@@ -76,7 +76,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
     let acceptors = acceptors(&bundle, &start.ticket_keys)?;
     let limits = limits(&bundle, start.maxconn);
     let page = Arc::new(StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation));
-    let (orders, watching) = watch::channel(Order::Serve);
+    let (orders, watching) = watch::channel(Order::Wait);
     let (ending, ended) = mpsc::channel(1);
     let active = Arc::new(AtomicU32::new(0));
     let (mut threads, mut ready) = (Vec::new(), Vec::new());
@@ -174,6 +174,10 @@ impl Worker {
 
     fn obey(&self, channel: &Channel, message: ToWorker, fds: Vec<std::os::fd::OwnedFd>) -> Followed {
         match message {
+            ToWorker::Serve => {
+                self.orders.send_replace(Order::Serve);
+                Followed::Serve
+            }
             ToWorker::Drain { empty_queues, hard_stop_after } => {
                 self.orders.send_replace(Order::Drain { empty_queues });
                 // A master that is gone is noticed by the next receive.

@@ -18,7 +18,7 @@ use super::accept::accept_all;
 use super::capacity::{Capacity, Permit};
 use crate::config::Bundle;
 use crate::handoff::messages::{ListenerOwner, Slots};
-use crate::logging::Logger;
+use crate::logging::{Logger, Severity};
 use crate::proxy::{self, Site, TICK, Thread, Timers};
 use crate::stats::{self, Memory, StatsPage};
 use crate::upstream;
@@ -29,6 +29,8 @@ const POOL_SWEEP_EVERY: u32 = 40;
 /// What all threads do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
+    /// Everything is prepared; touch no client yet.
+    Wait,
     /// Accept and serve.
     Serve,
     /// Finish what is open.
@@ -66,7 +68,7 @@ pub struct Setup {
     pub orders: watch::Receiver<Order>,
 }
 
-/// Runs the thread to its end; `ready` is told as soon as every listener is being accepted from.
+/// Runs the thread to its end; `ready` is told as soon as it could serve.
 pub fn run(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -121,15 +123,15 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
             return;
         }
     };
-    let listening = listen(setup, &thread, &sites, &open);
-    let failed = listening.is_err();
     // The receiver is gone only when the worker is ending anyway.
-    let _ = ready.send(listening.map(drop));
-    if failed {
+    let _ = ready.send(Ok(()));
+    // A control thread that is gone means stop; `wait_for` fails only then.
+    let _ = orders.wait_for(|order| *order != Order::Wait).await;
+    if let Err(error) = listen(setup, &thread, &sites, &open) {
+        thread.logger.event(Severity::Critical, &format!("a thread cannot listen: {error}"));
         return;
     }
     tokio::task::spawn_local(sweep(Rc::clone(&thread), backends));
-    // A control thread that is gone means stop; `wait_for` fails only then.
     let _ = orders.wait_for(|order| *order != Order::Serve).await;
     thread.draining.set(true);
     if open.count.get() > 0 || *orders.borrow() != Order::Stop {

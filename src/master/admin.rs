@@ -1,0 +1,217 @@
+//! The admin socket: one command a connection, one JSON line as its answer; `_getsocks` as HAProxy's.
+//! Bound by `lifecycle`. Never lets a stranger have a listening socket.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::events::Event;
+use crate::config::{Admin, AdminLevel, ReloadMode};
+use crate::handoff::getsocks::COMMAND;
+
+/// Longest command line.
+const LONGEST: u64 = 256;
+
+/// What a caller asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    Status,
+    Reload(Option<ReloadMode>),
+    Stop { graceful: bool },
+}
+
+/// How a request ended; the discriminant is the exit code of the command that asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Done.
+    Applied = 0,
+    /// Refused before anything was changed.
+    Rejected = 1,
+    /// Tried and undone.
+    RolledBack = 2,
+    /// Busy or timed out.
+    Busy = 3,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What to tell the caller.
+    pub message: String,
+    /// Facts, for `status`.
+    #[serde(default)]
+    pub facts: serde_json::Value,
+}
+
+impl Answer {
+    pub(super) fn new(outcome: Outcome, message: impl Into<String>) -> Self {
+        Self { outcome, message: message.into(), facts: serde_json::Value::Null }
+    }
+}
+
+/// A bound admin socket; its path goes away with it unless a successor has taken it.
+pub(super) struct AdminSocket {
+    path: PathBuf,
+    inode: u64,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl AdminSocket {
+    /// Binds beside the path and renames, so that the path never blinks.
+    pub(super) fn open(admin: &Admin, events: mpsc::UnboundedSender<Event>) -> io::Result<Self> {
+        if let Some(folder) = admin.socket.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let draft = admin.socket.with_extension(format!("sock.{}", std::process::id()));
+        let _absent = fs::remove_file(&draft);
+        let listener = UnixListener::bind(&draft)?;
+        fs::set_permissions(&draft, fs::Permissions::from_mode(admin.mode))?;
+        if let Some(group) = &admin.group
+            && let Ok(Some(group)) = nix::unistd::Group::from_name(group)
+            && nix::unistd::geteuid().is_root()
+        {
+            nix::unistd::chown(&draft, None, Some(group.gid))?;
+        }
+        let inode = fs::metadata(&draft)?.ino();
+        fs::rename(&draft, &admin.socket)?;
+        let rights = admin.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (rights, events) = (rights.clone(), events.clone());
+                tokio::spawn(async move {
+                    let limit = rights.timeout;
+                    // A caller that breaks off has nobody left to be told.
+                    let _ = converse(stream, &rights, limit, &events).await;
+                });
+            }
+        });
+        Ok(Self { path: admin.socket.clone(), inode, task })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        self.task.abort();
+        if fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+            // Nothing is left to do about a path that cannot be removed.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+async fn converse(
+    stream: UnixStream,
+    admin: &Admin,
+    limit: Duration,
+    events: &mpsc::UnboundedSender<Event>,
+) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let trusted = peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw();
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    let reading = tokio::io::AsyncReadExt::take(&mut stream, LONGEST);
+    tokio::time::timeout(limit, BufReader::new(reading).read_line(&mut line)).await??;
+    let mut stream = stream.into_inner();
+    let line = line.trim();
+    let refused = |what: &str| {
+        let message = format!("uid {} was refused `{what}` on the admin socket", peer.uid());
+        // Without a receiver the master is ending.
+        let _ = events.send(Event::Refused(message));
+    };
+    if line == COMMAND {
+        if trusted && admin.expose_listeners && admin.level == AdminLevel::Admin {
+            let _ = events.send(Event::GiveSockets(stream));
+        } else {
+            refused(COMMAND);
+        }
+        return Ok(());
+    }
+    let request = match parse(line) {
+        None => return reply(&mut stream, &Answer::new(Outcome::Rejected, format!("unknown command `{line}`"))).await,
+        Some(request) if !permitted(request, admin.level, trusted) => {
+            refused(line);
+            return reply(&mut stream, &Answer::new(Outcome::Rejected, "permission denied")).await;
+        }
+        Some(request) => request,
+    };
+    let (sender, receiver) = oneshot::channel();
+    if events.send(Event::Admin(request, sender)).is_ok()
+        && let Ok(answer) = receiver.await
+    {
+        reply(&mut stream, &answer).await?;
+    }
+    if matches!(request, Request::Stop { .. }) {
+        // The end of this connection is how the caller learns that the daemon is gone.
+        std::future::pending::<()>().await;
+    }
+    Ok(())
+}
+
+async fn reply(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut text = serde_json::to_vec(answer)?;
+    text.push(b'\n');
+    stream.write_all(&text).await
+}
+
+fn parse(line: &str) -> Option<Request> {
+    Some(match line {
+        "status" => Request::Status,
+        "reload" => Request::Reload(None),
+        "reload handover" => Request::Reload(Some(ReloadMode::Handover)),
+        "reload rebind" => Request::Reload(Some(ReloadMode::Rebind)),
+        "stop" => Request::Stop { graceful: false },
+        "stop graceful" => Request::Stop { graceful: true },
+        _ => return None,
+    })
+}
+
+/// Looking needs `user`, reloading `operator`, stopping `admin`; strangers whom the socket's mode lets
+/// in never stop anything.
+fn permitted(request: Request, level: AdminLevel, trusted: bool) -> bool {
+    match request {
+        Request::Status => true,
+        Request::Reload(_) => level >= AdminLevel::Operator,
+        Request::Stop { .. } => level >= AdminLevel::Admin && trusted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_follow_level_and_caller() {
+        let stop = Request::Stop { graceful: false };
+        for (request, level, trusted, expected) in [
+            (Request::Status, AdminLevel::User, false, true),
+            (Request::Reload(None), AdminLevel::User, true, false),
+            (Request::Reload(None), AdminLevel::Operator, false, true),
+            (stop, AdminLevel::Operator, true, false),
+            (stop, AdminLevel::Admin, false, false),
+            (stop, AdminLevel::Admin, true, true),
+        ] {
+            assert_eq!(permitted(request, level, trusted), expected, "{request:?} {level:?} {trusted}");
+        }
+    }
+
+    #[test]
+    fn commands_are_words_not_prefixes() {
+        assert_eq!(parse("reload rebind"), Some(Request::Reload(Some(ReloadMode::Rebind))));
+        assert_eq!(parse("reload  rebind"), None);
+        assert_eq!(parse("stopp"), None);
+    }
+}

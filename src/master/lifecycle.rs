@@ -1,0 +1,469 @@
+//! The master's event loop: one event after the other, at most one transaction beside them.
+//! Called by `proxy run`. Decides when a generation begins, commits it, and retires the old ones.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use sd_notify::NotifyState;
+use tokio::sync::{mpsc, oneshot};
+
+use super::admin::{AdminSocket, Answer, Outcome, Request};
+use super::events::{self, Event};
+use super::listeners::{self, Listener};
+use super::log_sockets::LogSockets;
+use super::pidfile::PidFile;
+use super::reload::{Failed, Plan, Prepared, Source, prepare};
+use super::respawn::Respawn;
+use super::slots::Directory;
+use super::start::{self, Options};
+use super::status::{Reloads, Status};
+use super::workers::Workers;
+use super::{MasterError, spawn};
+use crate::config::{Bundle, ReloadMode};
+use crate::handoff::getsocks;
+use crate::handoff::messages::FromWorker;
+use crate::logging::{EventLog, Severity};
+use crate::stats::{Counter, Memory};
+
+/// How the daemon is coming to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    No,
+    WhenDrained,
+    Now,
+}
+
+/// What lives as long as the master, whatever generation serves.
+pub(super) struct Blank {
+    events: mpsc::UnboundedSender<Event>,
+    directory: Rc<RefCell<Directory>>,
+    memory: Memory,
+    counters: Arc<OwnedFd>,
+    ticket_keys: Arc<Vec<Vec<u8>>>,
+}
+
+impl Blank {
+    pub(super) fn of(plan: &Plan, memory: Memory) -> Self {
+        Self {
+            events: plan.events.clone(),
+            directory: Rc::clone(&plan.directory),
+            memory,
+            counters: Arc::clone(&plan.counters),
+            ticket_keys: Arc::clone(&plan.ticket_keys),
+        }
+    }
+}
+
+/// A reload that somebody asked for.
+struct Wish {
+    mode: Option<ReloadMode>,
+    caller: Option<oneshot::Sender<Answer>>,
+}
+
+/// The transaction under way.
+struct Running {
+    mode: ReloadMode,
+    respawn: bool,
+    callers: Vec<oneshot::Sender<Answer>>,
+    began: Instant,
+}
+
+type Transaction = Pin<Box<dyn Future<Output = Result<Prepared, Failed>>>>;
+
+/// The state of the daemon.
+pub(super) struct Master {
+    options: Options,
+    blank: Blank,
+    bundle: Arc<Bundle>,
+    listeners: Vec<Listener>,
+    maxconn: u32,
+    workers: Workers,
+    log: EventLog,
+    log_sockets: LogSockets,
+    admin: Option<AdminSocket>,
+    pid_file: Option<(PathBuf, PidFile)>,
+    wishes: Vec<Wish>,
+    running: Option<Running>,
+    respawn: Respawn,
+    history: Reloads,
+    generation: u64,
+    began: Instant,
+    ending: Ending,
+}
+
+/// Runs the daemon to its end; `ready` is called once it serves.
+///
+/// # Errors
+/// Why it cannot start.
+pub fn run(options: Options, ready: impl FnOnce()) -> Result<(), MasterError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MasterError::EventLoop)?;
+    runtime.block_on(async {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        events::watch_signals(&sender)?;
+        let mut master = start::start(options, sender).await?;
+        ready();
+        master.follow(&mut receiver).await;
+        Ok(())
+    })
+}
+
+impl Master {
+    /// The master with its first generation serving.
+    pub(super) fn first(options: Options, blank: Blank, prepared: Prepared) -> Result<Self, MasterError> {
+        let mut master = Self {
+            options,
+            blank,
+            bundle: Arc::clone(&prepared.bundle),
+            listeners: Vec::new(),
+            maxconn: prepared.maxconn,
+            workers: Workers::default(),
+            log: EventLog::open(&prepared.bundle.logs),
+            log_sockets: LogSockets::default(),
+            admin: None,
+            pid_file: None,
+            wishes: Vec::new(),
+            running: None,
+            respawn: Respawn::default(),
+            history: Reloads::default(),
+            generation: 1,
+            began: Instant::now(),
+            ending: Ending::No,
+        };
+        for warning in &prepared.warnings {
+            master.say(Severity::Warning, warning);
+        }
+        master.commit(prepared, ReloadMode::Handover)?;
+        master
+            .say(Severity::Notice, &format!("proxy {} serves, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
+        // Without a supervisor there is nobody to tell.
+        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+        Ok(master)
+    }
+
+    pub(super) fn signal_predecessors(&self) {
+        for problem in start::signal_all(&self.options) {
+            self.say(Severity::Warning, &problem);
+        }
+    }
+
+    async fn follow(&mut self, receiver: &mut mpsc::UnboundedReceiver<Event>) {
+        let mut transaction: Option<Transaction> = None;
+        while self.ending == Ending::No || !self.workers.is_empty() {
+            if transaction.is_none() {
+                transaction = self.next_plan().map(|plan| Box::pin(prepare(plan)) as Transaction);
+            }
+            let deadline = self.next_deadline();
+            tokio::select! {
+                event = receiver.recv() => if let Some(event) = event { self.handle(event) },
+                result = conclusion(&mut transaction) => {
+                    transaction = None;
+                    self.conclude(result);
+                }
+                () = until(deadline) => self.on_deadline(),
+            }
+            if self.ending != Ending::No {
+                transaction = None;
+                self.dismiss_callers();
+            }
+        }
+        self.say(Severity::Notice, "proxy has ended");
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Admin(request, caller) => self.serve_caller(request, caller),
+            Event::GiveSockets(stream) => self.give_sockets(stream),
+            Event::Refused(message) => self.say(Severity::Warning, &message),
+            Event::Worker(generation, FromWorker::LogLost(target)) => self.log_sockets.lost(generation, target),
+            Event::Worker(..) => {}
+            Event::WorkerEnded(generation, status) => self.bury(generation, &status),
+            Event::ReloadSignal => self.wishes.push(Wish { mode: None, caller: None }),
+            Event::FinishSignal => self.end(Ending::WhenDrained),
+            Event::StopSignal => self.end(Ending::Now),
+        }
+    }
+
+    fn serve_caller(&mut self, request: Request, caller: oneshot::Sender<Answer>) {
+        let answer = match request {
+            Request::Reload(mode) => {
+                self.wishes.push(Wish { mode, caller: Some(caller) });
+                return;
+            }
+            Request::Status => self.status(),
+            Request::Stop { graceful: true } => {
+                self.end(Ending::WhenDrained);
+                Answer::new(Outcome::Applied, "finishing open connections")
+            }
+            Request::Stop { graceful: false } => {
+                self.end(Ending::Now);
+                Answer::new(Outcome::Applied, "stopping")
+            }
+        };
+        // A caller that broke off has nobody left to be told.
+        let _ = caller.send(answer);
+    }
+
+    fn give_sockets(&self, stream: tokio::net::UnixStream) {
+        let fds: Vec<_> = self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect();
+        self.say(Severity::Notice, &format!("{} listening sockets were handed to another process", fds.len()));
+        // The exchange waits for acknowledgements of a foreign process; the event loop must not.
+        tokio::task::spawn_blocking(move || {
+            let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+            // The process that asked reports what went wrong; we keep our sockets either way.
+            let _ = stream.into_std().map(|stream| getsocks::give(stream, &fds));
+        });
+    }
+
+    /// The next transaction: a respawn that is due, else the reloads that wait for the same thing.
+    fn next_plan(&mut self) -> Option<Plan> {
+        if self.ending != Ending::No {
+            return None;
+        }
+        let respawn = self.wishes.is_empty();
+        if respawn && !self.respawn.is_due(Instant::now()) {
+            return None;
+        }
+        let Some(lane) = self.workers.free_lane() else {
+            self.refuse_all(&MasterError::NoLane);
+            if respawn {
+                self.respawn.failed(Instant::now());
+            }
+            return None;
+        };
+        let strategy = self.bundle.reload.strategy;
+        let mode = self.wishes.first().map_or(ReloadMode::Handover, |wish| wish.mode.unwrap_or(strategy));
+        let (now, later): (Vec<_>, Vec<_>) =
+            self.wishes.drain(..).partition(|wish| wish.mode.unwrap_or(strategy) == mode);
+        self.wishes = later;
+        let callers = now.into_iter().filter_map(|wish| wish.caller).collect();
+        self.running = Some(Running { mode, respawn, callers, began: Instant::now() });
+        self.respawn.began();
+        self.generation += 1;
+        if !respawn {
+            let reloading = NotifyState::monotonic_usec_now().map(|now| vec![NotifyState::Reloading, now]);
+            // Without a supervisor there is nobody to tell.
+            let _ = sd_notify::notify(&reloading.unwrap_or_default());
+        }
+        Some(Plan {
+            source: if respawn {
+                Source::Same(Arc::clone(&self.bundle))
+            } else {
+                Source::File(self.options.config.clone())
+            },
+            mode,
+            held: self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect(),
+            generation: self.generation,
+            lane,
+            directory: Rc::clone(&self.blank.directory),
+            counters: Arc::clone(&self.blank.counters),
+            ticket_keys: Arc::clone(&self.blank.ticket_keys),
+            events: self.blank.events.clone(),
+        })
+    }
+
+    fn conclude(&mut self, result: Result<Prepared, Failed>) {
+        let Some(running) = self.running.take() else { return };
+        let committed = result.and_then(|prepared| {
+            let warnings = prepared.warnings.clone();
+            self.commit(prepared, running.mode).map_err(|error| (Outcome::RolledBack, error))?;
+            Ok(warnings)
+        });
+        let took = running.began.elapsed();
+        let (outcome, message) = match committed {
+            Ok(warnings) => {
+                let text = format!("generation {} serves after {} ms", self.generation, took.as_millis());
+                (Outcome::Applied, warnings.into_iter().chain([text]).collect::<Vec<_>>().join("\n"))
+            }
+            Err((outcome, error)) => (outcome, error.chain()),
+        };
+        if outcome != Outcome::Applied && !self.workers.any_serving() {
+            self.respawn.failed(Instant::now());
+        }
+        if running.respawn {
+            self.conclude_respawn(outcome, &message);
+            return;
+        }
+        self.history.record(running.mode, outcome, &message, took);
+        match outcome {
+            Outcome::Applied => self.say(Severity::Notice, &format!("reload: {message}")),
+            _ => self.say(Severity::Error, &format!("reload failed, the old configuration goes on: {message}")),
+        }
+        // Reloading or not, the daemon serves; without a supervisor there is nobody to tell.
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        for caller in running.callers {
+            // A caller that broke off has nobody left to be told.
+            let _ = caller.send(Answer::new(outcome, message.clone()));
+        }
+    }
+
+    fn conclude_respawn(&mut self, outcome: Outcome, message: &str) {
+        if outcome == Outcome::Applied {
+            self.history.respawns += 1;
+            self.say(Severity::Notice, &format!("respawn: {message}"));
+        } else {
+            self.say(Severity::Alert, &format!("respawn failed, trying again: {message}"));
+        }
+    }
+
+    /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
+    fn commit(&mut self, prepared: Prepared, mode: ReloadMode) -> Result<(), MasterError> {
+        let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
+        if worker.is_gone() {
+            return Err(MasterError::WorkerDied);
+        }
+        let admin = self.new_admin(&bundle)?;
+        let pid_file = self.new_pid_file(&bundle)?;
+        listeners::listen(&listeners)?;
+        self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
+        self.listeners = listeners;
+        self.maxconn = maxconn;
+        self.respawn.began();
+        if let Some(admin) = admin {
+            self.admin = admin;
+        }
+        if let Some(pid_file) = pid_file {
+            self.pid_file = pid_file;
+        }
+        if self.bundle.logs != bundle.logs {
+            self.log = EventLog::open(&bundle.logs);
+        }
+        self.bundle = bundle;
+        Ok(())
+    }
+
+    /// The admin socket, where it has to change.
+    fn new_admin(&self, bundle: &Bundle) -> Result<Option<Option<AdminSocket>>, MasterError> {
+        if self.admin.is_some() == bundle.admin.is_some() && self.bundle.admin == bundle.admin {
+            return Ok(None);
+        }
+        let Some(admin) = &bundle.admin else { return Ok(Some(None)) };
+        let opened = AdminSocket::open(admin, self.blank.events.clone());
+        opened
+            .map(|socket| Some(Some(socket)))
+            .map_err(|source| MasterError::File { path: admin.socket.clone(), source })
+    }
+
+    /// The pid file, where it has to change; the command line wins over the configuration.
+    fn new_pid_file(&self, bundle: &Bundle) -> Result<Option<Option<(PathBuf, PidFile)>>, MasterError> {
+        let wanted = self.options.pid_file.as_ref().or(bundle.global.pid_file.as_ref());
+        if wanted == self.pid_file.as_ref().map(|(path, _)| path) {
+            return Ok(None);
+        }
+        let Some(path) = wanted else { return Ok(Some(None)) };
+        let written = PidFile::write(path).map_err(|source| MasterError::File { path: path.clone(), source })?;
+        Ok(Some(Some((path.clone(), written))))
+    }
+
+    /// A worker's process is gone.
+    fn bury(&mut self, generation: u64, status: &str) {
+        let Some(worker) = self.workers.remove(generation) else { return };
+        self.blank.memory.clear_lane(worker.lane);
+        self.log_sockets.forget(generation);
+        if worker.state != spawn::State::Serving {
+            self.say(Severity::Info, &format!("generation {generation} has ended: {status}"));
+            return;
+        }
+        self.say(Severity::Alert, &format!("worker {} of generation {generation} died: {status}", worker.pid));
+        self.respawn.died(Instant::now(), worker.since.elapsed());
+    }
+
+    fn on_deadline(&mut self) {
+        let now = Instant::now();
+        for pid in self.workers.kill_overdue(now) {
+            self.say(Severity::Warning, &format!("worker {pid} did not end in time and is killed"));
+        }
+        self.log_sockets.reconnect(now, &self.workers);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let respawn = if self.running.is_none() { self.respawn.due() } else { None };
+        [respawn, self.workers.next_deadline(), self.log_sockets.next_attempt()].into_iter().flatten().min()
+    }
+
+    fn end(&mut self, ending: Ending) {
+        if self.ending == Ending::No {
+            // Without a supervisor there is nobody to tell.
+            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            // A successor may want the path; who waits for our end keeps its connection.
+            self.admin = None;
+            self.listeners.clear();
+        }
+        if ending == Ending::Now {
+            self.workers.stop_all();
+        } else {
+            self.workers.drain(true, self.bundle.reload.hard_stop_after);
+        }
+        self.ending = ending;
+    }
+
+    fn dismiss_callers(&mut self) {
+        let waiting = self.wishes.drain(..).filter_map(|wish| wish.caller);
+        let running = self.running.take().map(|running| running.callers).unwrap_or_default();
+        for caller in waiting.chain(running) {
+            // A caller that broke off has nobody left to be told.
+            let _ = caller.send(Answer::new(Outcome::Busy, "the daemon is stopping"));
+        }
+    }
+
+    fn refuse_all(&mut self, error: &MasterError) {
+        for caller in self.wishes.drain(..).filter_map(|wish| wish.caller) {
+            // A caller that broke off has nobody left to be told.
+            let _ = caller.send(Answer::new(Outcome::Busy, error.chain()));
+        }
+    }
+
+    fn status(&self) -> Answer {
+        let dropped = (0..self.blank.memory.slots()).map_while(|index| self.blank.memory.slot(0, index));
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime_seconds: self.began.elapsed().as_secs(),
+            config: self.options.config.display().to_string(),
+            config_sha256: self.bundle.sha256.clone(),
+            maxconn: self.maxconn,
+            admin_socket: self.admin.as_ref().map(|admin| admin.path().display().to_string()),
+            listeners: self.listeners.iter().map(|listener| listener.bind.address.to_string()).collect(),
+            generations: self.workers.status(&self.blank.memory),
+            reloads: self.history.clone(),
+            log_lines_dropped: dropped
+                .take(self.blank.directory.borrow().len())
+                .map(|slot| slot.value(Counter::LogDrops))
+                .sum(),
+        };
+        let mut answer = Answer::new(Outcome::Applied, "");
+        answer.facts = serde_json::to_value(&status).unwrap_or_default();
+        answer
+    }
+
+    /// An event for the log, and for whoever watches the foreground.
+    fn say(&self, severity: Severity, message: &str) {
+        for line in message.lines().filter(|line| !line.trim().is_empty()) {
+            self.log.event(severity, line);
+        }
+        if !self.options.quiet || severity <= Severity::Error {
+            // Where stderr is closed nobody watches.
+            let _ = writeln!(std::io::stderr(), "{message}");
+        }
+    }
+}
+
+async fn conclusion(transaction: &mut Option<Transaction>) -> Result<Prepared, Failed> {
+    match transaction {
+        Some(transaction) => transaction.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending::<()>().await,
+    }
+}

@@ -1,0 +1,215 @@
+//! One worker process from the master's side: start, messages, end.
+//! Called by `reload` and at start. Never shares memory with it but the counters.
+
+use std::fs::File;
+use std::io::{Seek as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+
+use super::MasterError;
+use super::events::Event;
+use crate::config::Bundle;
+use crate::handoff::messages::{FromWorker, ListenerOwner, PROTOCOL_VERSION, Slots, Start, ToWorker};
+use crate::handoff::{Channel, MAX_DESCRIPTORS, memfd};
+use crate::logging;
+
+/// A worker that is not ready after this long is given up.
+pub(super) const READY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Ready,
+    Serving,
+    Draining,
+    Stopping,
+}
+
+/// A worker process.
+pub(super) struct Worker {
+    pub(super) generation: u64,
+    pub(super) pid: u32,
+    pub(super) lane: u32,
+    pub(super) state: State,
+    pub(super) slots: Slots,
+    /// Its own configuration, which an older generation does not share with the current one.
+    pub(super) bundle: Arc<Bundle>,
+    pub(super) channel: Arc<Channel>,
+    pub(super) since: Instant,
+    /// When it is killed, once it was told to end.
+    pub(super) deadline: Option<Instant>,
+    kill: Option<oneshot::Sender<()>>,
+}
+
+impl Worker {
+    /// Ends the process, whatever it is doing.
+    pub(super) fn kill(&mut self) {
+        self.deadline = None;
+        if let Some(kill) = self.kill.take() {
+            // Its receiver is gone when the process is.
+            let _ = kill.send(());
+        }
+    }
+
+    /// Whether the process has ended already.
+    pub(super) fn is_gone(&self) -> bool {
+        self.kill.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
+    /// Gives it an order. A worker that is gone is noticed by its end, not here.
+    pub(super) fn tell(&self, order: &ToWorker) {
+        let _ = self.channel.send(order, &[]);
+    }
+}
+
+/// What a new worker is given.
+pub(super) struct Orders<'a> {
+    pub(super) bundle: Arc<Bundle>,
+    pub(super) generation: u64,
+    pub(super) lane: u32,
+    pub(super) slots: Slots,
+    pub(super) counters: BorrowedFd<'a>,
+    pub(super) ticket_keys: &'a [Vec<u8>],
+    pub(super) maxconn: u32,
+    pub(super) listeners: Vec<(ListenerOwner, BorrowedFd<'a>)>,
+}
+
+/// Starts a worker and waits until it could serve. Its later messages and its end become events.
+pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Event>) -> Result<Worker, MasterError> {
+    let (channel, theirs) = Channel::pair()?;
+    let child = Command::new("/proc/self/exe")
+        .arg("worker")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(MasterError::Spawn)?;
+    let pid = child.id().unwrap_or(0);
+    let (generation, lane, slots) = (orders.generation, orders.lane, orders.slots.clone());
+    let bundle = Arc::clone(&orders.bundle);
+    hand_over(&channel, orders)?;
+    await_ready(&channel).await?;
+    let channel = Arc::new(channel);
+    let (listening, sender) = (Arc::clone(&channel), events.clone());
+    tokio::spawn(async move {
+        while let Ok(Some((message, _fds))) = listening.recv::<FromWorker>().await {
+            if sender.send(Event::Worker(generation, message)).is_err() {
+                return;
+            }
+        }
+    });
+    let (kill, killed) = oneshot::channel();
+    tokio::spawn(reap(child, killed, generation, events.clone()));
+    let since = Instant::now();
+    Ok(Worker {
+        generation,
+        pid,
+        lane,
+        state: State::Ready,
+        slots,
+        bundle,
+        channel,
+        since,
+        deadline: None,
+        kill: Some(kill),
+    })
+}
+
+/// Waits for a worker's end and tells of it. Signals go through here: only who reaps a process knows
+/// that its pid is still its own.
+async fn reap(
+    mut child: Child,
+    mut killed: oneshot::Receiver<()>,
+    generation: u64,
+    events: mpsc::UnboundedSender<Event>,
+) {
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status,
+            Ok(()) = &mut killed => {
+                // Fails only for a process that has ended, which the next turn sees.
+                let _ = child.start_kill();
+            }
+        }
+    };
+    let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+    // The receiver is gone only when the master ends.
+    let _ = events.send(Event::WorkerEnded(generation, status));
+}
+
+fn hand_over(channel: &Channel, orders: Orders<'_>) -> Result<(), MasterError> {
+    let logs: Vec<Option<OwnedFd>> = orders.bundle.logs.iter().map(|log| logging::connect(log).ok()).collect();
+    let (uid, gid, chroot) = account(&orders.bundle)?;
+    let start = Start {
+        protocol: PROTOCOL_VERSION,
+        generation: orders.generation,
+        lane: orders.lane,
+        slots: orders.slots,
+        ticket_keys: orders.ticket_keys.to_vec(),
+        logs_connected: logs.iter().map(Option::is_some).collect(),
+        uid,
+        gid,
+        chroot,
+        maxconn: orders.maxconn,
+        master_pid: std::process::id(),
+        listeners: u32::try_from(orders.listeners.len()).unwrap_or(u32::MAX),
+    };
+    let bundle = bundle_file(&orders.bundle)?;
+    let mut fds = vec![bundle.as_fd(), orders.counters];
+    fds.extend(logs.iter().flatten().map(AsFd::as_fd));
+    channel.send(&ToWorker::Start(Box::new(start)), &fds)?;
+    for batch in orders.listeners.chunks(MAX_DESCRIPTORS) {
+        let owners = batch.iter().map(|(owner, _)| *owner).collect();
+        let fds: Vec<_> = batch.iter().map(|(_, fd)| *fd).collect();
+        channel.send(&ToWorker::Listeners(owners), &fds)?;
+    }
+    Ok(())
+}
+
+fn bundle_file(bundle: &Bundle) -> Result<File, MasterError> {
+    let failed = |source| MasterError::File { path: "bundle".into(), source };
+    let mut file = memfd("bundle")?;
+    file.write_all(&serde_json::to_vec(bundle)?).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    Ok(file)
+}
+
+type Account = (Option<u32>, Option<u32>, Option<String>);
+
+/// User, group and chroot, which only root can give.
+fn account(bundle: &Bundle) -> Result<Account, MasterError> {
+    use nix::unistd::{Group, User, geteuid};
+    if !geteuid().is_root() {
+        return Ok((None, None, None));
+    }
+    let missing = |kind, name: &str| MasterError::Account { kind, name: name.to_owned() };
+    let user = match &bundle.global.user {
+        Some(name) => Some(User::from_name(name).ok().flatten().ok_or_else(|| missing("user", name))?),
+        None => None,
+    };
+    let gid = match &bundle.global.group {
+        Some(name) => Some(Group::from_name(name).ok().flatten().ok_or_else(|| missing("group", name))?.gid),
+        None => user.as_ref().map(|user| user.gid),
+    };
+    let chroot = bundle.global.chroot.as_ref().map(|path| path.to_string_lossy().into_owned());
+    Ok((user.map(|user| user.uid.as_raw()), gid.map(nix::unistd::Gid::as_raw), chroot))
+}
+
+async fn await_ready(channel: &Channel) -> Result<(), MasterError> {
+    let silent = || MasterError::WorkerSilent(READY_PATIENCE.as_secs());
+    loop {
+        let received = tokio::time::timeout(READY_PATIENCE, channel.recv::<FromWorker>()).await;
+        match received.map_err(|_elapsed| silent())?? {
+            None => return Err(MasterError::WorkerDied),
+            Some((FromWorker::Ready, _)) => return Ok(()),
+            Some((FromWorker::Failed(reason), _)) => return Err(MasterError::WorkerFailed(reason)),
+            Some((FromWorker::LogLost(_) | FromWorker::Draining, _)) => {}
+        }
+    }
+}

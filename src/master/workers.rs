@@ -1,0 +1,114 @@
+//! The worker processes that are alive: who serves, who drains, who has to go.
+//! Owned by `lifecycle`. Never starts one.
+
+use std::time::{Duration, Instant};
+
+use super::spawn::{State, Worker};
+use super::status::Generation;
+use crate::config::Reload;
+use crate::handoff::messages::ToWorker;
+use crate::stats::{Gauge, LANES, Memory};
+
+/// How long a worker that was told to end may take before it is killed.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// All living workers, oldest first.
+#[derive(Default)]
+pub(super) struct Workers {
+    alive: Vec<Worker>,
+}
+
+impl Workers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.alive.is_empty()
+    }
+
+    pub(super) fn any_serving(&self) -> bool {
+        self.alive.iter().any(|worker| worker.state == State::Serving)
+    }
+
+    pub(super) fn find(&self, generation: u64) -> Option<&Worker> {
+        self.alive.iter().find(|worker| worker.generation == generation)
+    }
+
+    /// A gauge lane nobody uses.
+    pub(super) fn free_lane(&self) -> Option<u32> {
+        (0..LANES).find(|lane| self.alive.iter().all(|worker| worker.lane != *lane))
+    }
+
+    /// The new worker serves, all others drain; more than `max_old` of them end the oldest.
+    pub(super) fn promote(&mut self, mut worker: Worker, empty_queues: bool, rules: &Reload) {
+        worker.tell(&ToWorker::Serve);
+        worker.state = State::Serving;
+        self.drain(empty_queues, rules.hard_stop_after);
+        let draining: Vec<_> = self.alive.iter_mut().filter(|worker| worker.state == State::Draining).collect();
+        let surplus = draining.len().saturating_sub(rules.max_old);
+        draining.into_iter().take(surplus).for_each(stop);
+        self.alive.push(worker);
+    }
+
+    /// Everybody who serves drains.
+    pub(super) fn drain(&mut self, empty_queues: bool, hard_stop_after: Duration) {
+        for worker in self.alive.iter_mut().filter(|worker| worker.state == State::Serving) {
+            worker.tell(&ToWorker::Drain { empty_queues, hard_stop_after });
+            worker.state = State::Draining;
+            worker.deadline = Instant::now().checked_add(hard_stop_after + END_PATIENCE);
+        }
+    }
+
+    /// Everybody ends now.
+    pub(super) fn stop_all(&mut self) {
+        self.alive.iter_mut().filter(|worker| worker.state != State::Stopping).for_each(stop);
+    }
+
+    /// Takes a worker off the list; its process is gone.
+    pub(super) fn remove(&mut self, generation: u64) -> Option<Worker> {
+        let place = self.alive.iter().position(|worker| worker.generation == generation)?;
+        Some(self.alive.remove(place))
+    }
+
+    /// When somebody has to be killed next.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.alive.iter().filter_map(|worker| worker.deadline).min()
+    }
+
+    /// Kills who was told to end and has not.
+    pub(super) fn kill_overdue(&mut self, now: Instant) -> Vec<u32> {
+        let overdue = self.alive.iter_mut().filter(|worker| worker.deadline.is_some_and(|deadline| deadline <= now));
+        overdue
+            .map(|worker| {
+                worker.kill();
+                worker.pid
+            })
+            .collect()
+    }
+
+    pub(super) fn status(&self, memory: &Memory) -> Vec<Generation> {
+        self.alive
+            .iter()
+            .map(|worker| Generation {
+                generation: worker.generation,
+                pid: worker.pid,
+                state: match worker.state {
+                    State::Ready => "ready",
+                    State::Serving => "serving",
+                    State::Draining => "draining",
+                    State::Stopping => "stopping",
+                },
+                connections: connections(worker, memory),
+                age_seconds: worker.since.elapsed().as_secs(),
+            })
+            .collect()
+    }
+}
+
+fn stop(worker: &mut Worker) {
+    worker.tell(&ToWorker::Stop);
+    worker.state = State::Stopping;
+    worker.deadline = Instant::now().checked_add(END_PATIENCE);
+}
+
+fn connections(worker: &Worker, memory: &Memory) -> u64 {
+    let slots = worker.slots.frontends.iter().filter_map(|slot| memory.slot(worker.lane, *slot));
+    slots.map(|slot| slot.current(Gauge::Sessions)).sum()
+}
