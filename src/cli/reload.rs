@@ -14,6 +14,9 @@ pub(super) fn run(target: &Target, mode: Option<ReloadMode>) -> u8 {
     match ask(target, command) {
         Ok(conversation) => {
             let answer = conversation.answer;
+            for warning in &answer.warnings {
+                eprintln!("{warning}");
+            }
             if answer.outcome == Outcome::Applied {
                 println!("{}", answer.message);
             } else {

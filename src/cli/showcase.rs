@@ -99,10 +99,9 @@ rule = [{{ redirect = {{ prefix = "https://{https}", code = 301 }} }}]
 
 [frontend.https]
 bind = "{https}"
-certificates = ["{folder}/site.pem"]
 backend = "web"
-[frontend.https.request-header]
-set = {{ X-Forwarded-Proto = "https" }}
+tls.certificates = ["{folder}/site.pem"]
+request-headers.set = {{ X-Forwarded-Proto = "https" }}
 
 [backend.web]
 balance = "roundrobin"

@@ -48,6 +48,9 @@ pub struct Answer {
     pub outcome: Outcome,
     /// What to tell the caller.
     pub message: String,
+    /// What the caller should know beside it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Facts, for `status`.
     #[serde(default)]
     pub facts: serde_json::Value,
@@ -55,7 +58,7 @@ pub struct Answer {
 
 impl Answer {
     pub(super) fn new(outcome: Outcome, message: impl Into<String>) -> Self {
-        Self { outcome, message: message.into(), facts: serde_json::Value::Null }
+        Self { outcome, message: message.into(), warnings: Vec::new(), facts: serde_json::Value::Null }
     }
 }
 

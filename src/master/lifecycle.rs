@@ -276,12 +276,12 @@ impl Master {
             Ok(warnings)
         });
         let took = running.began.elapsed();
-        let (outcome, message) = match committed {
+        let (outcome, message, warnings) = match committed {
             Ok(warnings) => {
                 let text = format!("generation {} serves after {} ms", self.generation, took.as_millis());
-                (Outcome::Applied, warnings.into_iter().chain([text]).collect::<Vec<_>>().join("\n"))
+                (Outcome::Applied, text, warnings)
             }
-            Err((outcome, error)) => (outcome, error.chain()),
+            Err((outcome, error)) => (outcome, error.chain(), Vec::new()),
         };
         if outcome != Outcome::Applied && !self.workers.any_serving() {
             self.respawn.failed(Instant::now());
@@ -299,7 +299,9 @@ impl Master {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         for caller in running.callers {
             // A caller that broke off has nobody left to be told.
-            let _ = caller.send(Answer::new(outcome, message.clone()));
+            let mut answer = Answer::new(outcome, message.clone());
+            answer.warnings.clone_from(&warnings);
+            let _ = caller.send(answer);
         }
     }
 
