@@ -60,11 +60,6 @@ impl Pump {
         self.transcoder.is_finished()
     }
 
-    /// Whether the head (and what came with it) has left.
-    pub fn is_sent(&self) -> bool {
-        self.sent == self.pending.len()
-    }
-
     /// Gives back the buffer for the next head.
     pub fn into_buffer(self) -> Vec<u8> {
         let mut buffer = self.pending;

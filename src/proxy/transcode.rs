@@ -31,7 +31,7 @@ impl Transcoder {
         let source = match from {
             Body::None | Body::Length(0) => Source::Finished,
             Body::Length(length) => Source::Length(length),
-            Body::Chunked => Source::Chunked(Box::new(Chunked::new())),
+            Body::Chunked => Source::Chunked(Box::default()),
             Body::UntilClose => Source::UntilClose,
         };
         Self { source, chunked_out: to == Body::Chunked }

@@ -1,0 +1,286 @@
+//! What process-level tests share: real daemons, kernel-chosen ports, scripted origin servers.
+//! Everything waits for an event with a deadline; nothing sleeps.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+pub mod client;
+pub mod origin;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The binary under test.
+pub const PROXY: &str = env!("CARGO_BIN_EXE_proxy");
+
+/// A port that the kernel chose and that nobody else gets while this is alive: it is bound, not
+/// listened on, so that the daemon can still have it.
+pub struct Port {
+    pub address: SocketAddr,
+    _held: Socket,
+}
+
+impl Port {
+    pub fn new() -> Self {
+        let held = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        held.set_reuse_address(true).unwrap();
+        held.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let address = held.local_addr().unwrap().as_socket().unwrap();
+        Self { address, _held: held }
+    }
+}
+
+/// A folder with a configuration, and the ports it uses.
+pub struct Site {
+    pub folder: TempDir,
+    pub port: Port,
+}
+
+impl Site {
+    /// A site whose file is `text` after these replacements: `{dir}` the folder, `{port}` its main
+    /// address; an `[admin]` section is put in front.
+    pub fn new(text: &str) -> Self {
+        let site = Self { folder: tempfile::tempdir().unwrap(), port: Port::new() };
+        site.configure(text);
+        site
+    }
+
+    /// One frontend in front of these servers; `extra` is appended at the end.
+    pub fn proxying(servers: &[SocketAddr], extra: &str) -> Self {
+        Self::new(&Self::text(servers, extra))
+    }
+
+    pub fn text(servers: &[SocketAddr], extra: &str) -> String {
+        let list: Vec<_> = servers
+            .iter()
+            .enumerate()
+            .map(|(number, at)| format!("  {{ name = \"s{}\", address = \"{at}\" }},\n", number + 1))
+            .collect();
+        format!(
+            "[frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n\n[backend.pool]\nserver = [\n{}]\n{extra}\n",
+            list.concat()
+        )
+    }
+
+    /// Replaces the configuration.
+    pub fn configure(&self, text: &str) {
+        let dir = self.folder.path().display().to_string();
+        let admin = "config-version = 1\n[admin]\nsocket = \"{dir}/admin.sock\"\nmode = \"0600\"\n\n";
+        let whole = format!("{admin}{text}").replace("{dir}", &dir).replace("{port}", &self.address().to_string());
+        fs::write(self.config(), whole).unwrap();
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.port.address
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path("proxy.toml")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("admin.sock")
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs `proxy COMMAND… -f CONFIG` to its end.
+    pub fn proxy(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(PROXY);
+        command.args(arguments).arg("-f").arg(self.config());
+        output(command)
+    }
+
+    /// The JSON of `proxy status --json`.
+    pub fn status(&self) -> serde_json::Value {
+        let output = self.proxy(&["status", "--json"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Waits until the status satisfies something; returns that status.
+    pub fn await_status(&self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "never happened: {what}; last status {status:#}");
+        }
+    }
+
+    /// Starts the daemon; returns when it serves.
+    pub fn start(&self) -> Daemon {
+        self.start_with(&[])
+    }
+
+    pub fn start_with(&self, arguments: &[&str]) -> Daemon {
+        self.launch(arguments, &[]).unwrap_or_else(|said| panic!("the daemon did not start: {said}"))
+    }
+
+    /// Starts the daemon with an environment; `Err` is what it said when it did not serve.
+    pub fn launch(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Daemon, String> {
+        let notify = self.folder.path().join(format!("notify.{}", fs::read_dir(self.folder.path()).unwrap().count()));
+        let readiness = UnixDatagram::bind(&notify).unwrap();
+        readiness.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut command = Command::new(PROXY);
+        command.arg("run").arg("-f").arg(self.config()).args(arguments).env("NOTIFY_SOCKET", &notify);
+        command.envs(environment.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (sender, said) = mpsc::channel();
+        let stderr = child.stderr.take().unwrap();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let daemon = Daemon { child, said };
+        daemon.until_ready(&readiness)
+    }
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    /// Lines of its stderr.
+    pub said: mpsc::Receiver<String>,
+}
+
+impl Daemon {
+    fn until_ready(mut self, readiness: &UnixDatagram) -> Result<Self, String> {
+        readiness.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let mut buffer = [0; 512];
+        while Instant::now() < deadline {
+            if let Ok(length) = readiness.recv(&mut buffer)
+                && text(&buffer[..length]).lines().any(|line| line == "READY=1")
+            {
+                return Ok(self);
+            }
+            if self.child.try_wait().unwrap().is_some() {
+                let last: Vec<String> = self.said.iter().collect();
+                return Err(last.join("\n"));
+            }
+        }
+        Err(String::from("it never said that it is ready"))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(pid(self.pid()), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Waits for a line on its stderr.
+    pub fn hear(&self, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while let Ok(line) = self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if line.contains(part) {
+                return line;
+            }
+        }
+        panic!("never said: {part}");
+    }
+}
+
+impl Drop for Daemon {
+    /// SIGTERM first: a master that is killed lets its workers drain, which may take long.
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let _ = kill(pid(self.pid()), Signal::SIGTERM);
+            let deadline = Instant::now() + PATIENCE;
+            while Instant::now() < deadline && self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+                std::thread::yield_now();
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A process id as nix wants it.
+pub fn pid(number: u32) -> Pid {
+    Pid::from_raw(i32::try_from(number).unwrap())
+}
+
+/// Pid of the serving worker according to a status.
+pub fn serving(status: &serde_json::Value) -> u32 {
+    let generations = status["generations"].as_array().unwrap();
+    let worker = generations.iter().find(|worker| worker["state"] == "serving").unwrap();
+    u32::try_from(worker["pid"].as_u64().unwrap()).unwrap()
+}
+
+/// Runs a command to its end, killed after [`PATIENCE`].
+pub fn output(mut command: Command) -> Output {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        err.read_to_end(&mut bytes).unwrap();
+        bytes
+    });
+    let watcher = child.id();
+    let (done, over) = mpsc::channel::<()>();
+    let guard = std::thread::spawn(move || {
+        if over.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill(pid(watcher), Signal::SIGKILL);
+        }
+    });
+    let mut stdout = Vec::new();
+    out.read_to_end(&mut stdout).unwrap();
+    let stderr = reader.join().unwrap();
+    let status = child.wait().unwrap();
+    drop(done);
+    guard.join().unwrap();
+    Output { status, stdout, stderr }
+}
+
+/// Bytes as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Exit code of a finished command.
+pub fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+/// Writes a self-signed certificate with its key; returns its path.
+pub fn certificate(folder: &Path, file: &str, names: &[&str]) -> PathBuf {
+    let made = rcgen::generate_simple_self_signed(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+    let path = folder.join(file);
+    fs::write(&path, made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+    path
+}

@@ -1,0 +1,56 @@
+//! Origin servers for tests: a thread per connection, told by a closure what to do with it.
+
+use std::io::{BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::client::{Message, read_message};
+
+/// An origin server; its thread ends with the test process.
+pub struct Origin {
+    pub address: SocketAddr,
+    /// Connections accepted.
+    pub connections: Arc<AtomicUsize>,
+}
+
+impl Origin {
+    /// Every connection is given to `serve`.
+    pub fn new(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (serve, count) = (Arc::new(serve), Arc::clone(&connections));
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let serve = Arc::clone(&serve);
+                std::thread::spawn(move || serve(stream));
+            }
+        });
+        Self { address, connections }
+    }
+
+    /// Answers every request of a connection with what `answer` returns: a raw response.
+    pub fn answering(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self::new(move |stream| {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut writer = stream;
+            while let Some(request) = read_message(&mut reader, false) {
+                if writer.write_all(&answer(&request)).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Answers 200 with its own name as body.
+    pub fn named(name: &'static str) -> Self {
+        Self::answering(move |_| ok(name))
+    }
+}
+
+/// A 200 response with a body.
+pub fn ok(body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
