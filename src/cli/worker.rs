@@ -20,9 +20,7 @@ pub(super) fn run() -> u8 {
     }
     match worker::run(channel) {
         Ok(()) => super::DONE,
-        Err(error) => {
-            eprintln!("proxy: worker: {}", error.chain());
-            super::REFUSED
-        }
+        // The master has been told, and says so.
+        Err(_told) => super::REFUSED,
     }
 }

@@ -183,6 +183,7 @@ impl Master {
             Event::Refused(message) => self.say(Severity::Warning, &message),
             Event::Worker(generation, FromWorker::LogLost(target)) => self.log_sockets.lost(generation, target),
             Event::Worker(..) => {}
+            Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
             Event::WorkerEnded(generation, status) => self.bury(generation, &status),
             Event::ReloadSignal => self.wishes.push(Wish { mode: None, caller: None }),
             Event::FinishSignal => self.end(Ending::WhenDrained),

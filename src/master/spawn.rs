@@ -8,7 +8,8 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::{mpsc, oneshot};
 
 use super::MasterError;
@@ -82,15 +83,19 @@ pub(super) struct Orders<'a> {
 /// Starts a worker and waits until it could serve. Its later messages and its end become events.
 pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Event>) -> Result<Worker, MasterError> {
     let (channel, theirs) = Channel::pair()?;
-    let child = Command::new("/proc/self/exe")
+    let mut child = Command::new("/proc/self/exe")
         .arg("worker")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(MasterError::Spawn)?;
     let pid = child.id().unwrap_or(0);
+    if let Some(stderr) = child.stderr.take() {
+        tokio::spawn(relay(stderr, pid, events.clone()));
+    }
     let (generation, lane, slots) = (orders.generation, orders.lane, orders.slots.clone());
     let bundle = Arc::clone(&orders.bundle);
     hand_over(&channel, orders)?;
@@ -119,6 +124,16 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
         deadline: None,
         kill: Some(kill),
     })
+}
+
+/// What a worker says on stderr is a panic, as a rule: it belongs into the log, wherever our own stderr goes.
+async fn relay(stderr: ChildStderr, pid: u32, events: mpsc::UnboundedSender<Event>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if events.send(Event::WorkerSaid(pid, line)).is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for a worker's end and tells of it. Signals go through here: only who reaps a process knows
