@@ -84,6 +84,7 @@ pub(super) struct Orders<'a> {
 pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Event>) -> Result<Worker, MasterError> {
     let (channel, theirs) = Channel::pair()?;
     let mut child = Command::new("/proc/self/exe")
+        .arg0("proxy")
         .arg("worker")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
