@@ -1,4 +1,5 @@
 //! Bodies and interim responses, with real processes: framing, trailers, back-pressure, truncation.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
 
 mod support;
 
@@ -215,6 +216,23 @@ fn a_server_that_refuses_a_body_unseen_is_heard_at_once() {
 }
 
 #[test]
+fn an_answer_to_half_a_body_reaches_a_client_that_sends_it_all_first() {
+    const SIZE: usize = 32 * MIB;
+    let origin = scripted(|_, mut stream| {
+        // Closing with unread bytes is a reset: what was said before must count nevertheless.
+        stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 3\r\n\r\nbig").unwrap();
+    });
+    let site = Site::proxying(&[origin.address], "");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {SIZE}\r\n\r\n"));
+    client.send(vec![0; SIZE]);
+    let answer = client.response().unwrap();
+    assert_eq!((answer.status(), answer.text().as_str(), answer.complete), (413, "big", true));
+    assert!(client.at_end());
+}
+
+#[test]
 fn early_hints_pass_before_the_answer_exists_but_not_to_http_1_0() {
     let (permit, permitted) = mpsc::channel();
     let permitted = std::sync::Mutex::new(permitted);
@@ -288,6 +306,44 @@ fn a_large_download_to_a_slow_client_needs_no_memory() {
     assert!(memory(worker) < MOST_MEMORY, "{} KiB", memory(worker));
     let most = read_measuring(&mut client.reader, SIZE, worker);
     assert!(most < MOST_MEMORY, "{most} KiB");
+}
+
+#[test]
+fn a_server_may_answer_while_the_request_still_comes() {
+    const SIZE: usize = 16 * MIB;
+    // An echo: whoever finishes one direction before the other waits forever.
+    let origin = scripted(|mut reader, mut stream| {
+        stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n").as_bytes()).unwrap();
+        std::io::copy(&mut reader.by_ref().take(SIZE as u64), &mut stream).unwrap();
+    });
+    let site = Site::proxying(&[origin.address], "");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: {SIZE}\r\n\r\n"));
+    let body: Vec<u8> = (0..SIZE).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let (mut upload, sent) = (client.reader.get_ref().try_clone().unwrap(), body.clone());
+    let writer = std::thread::spawn(move || upload.write_all(&sent).unwrap());
+    let answer = client.response().unwrap();
+    assert!(answer.complete && answer.body == body, "{} of {SIZE} bytes came back right", answer.body.len());
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_client_that_stops_reading_is_let_go_after_its_timeout() {
+    let (sender, broken) = mpsc::channel();
+    let origin = scripted(move |_, mut stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        // Far more than every buffer on the way holds.
+        let zeros = vec![0; MIB];
+        sender.send((0..256).any(|_| stream.write_all(&zeros).is_err())).unwrap();
+    });
+    let site = Site::proxying(&[origin.address], "[frontend.web.timeout]\nclient = \"300ms\"");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert_eq!(client.head().unwrap().status(), 200);
+    assert!(broken.recv_timeout(PATIENCE).unwrap(), "the server could write everything although nobody reads");
+    assert_eq!(client.end().1, End::Reset);
 }
 
 #[test]
