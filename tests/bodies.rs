@@ -329,6 +329,22 @@ fn a_server_may_answer_while_the_request_still_comes() {
 }
 
 #[test]
+fn a_client_that_stops_inside_its_body_is_told_so_and_never_completes_it() {
+    let (sender, seen) = mpsc::channel();
+    let origin = Origin::new(move |stream| {
+        let request = read_message(&mut BufReader::new(stream), false).unwrap();
+        sender.send((request.text(), request.complete)).unwrap();
+    });
+    let site = Site::proxying(&[origin.address], "[frontend.web.timeout]\nclient = \"300ms\"");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    let answer = client.ask("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
+    assert_eq!((answer.status(), answer.field("connection")), (408, Some("close")));
+    assert!(client.at_end());
+    assert_eq!(seen.recv_timeout(PATIENCE).unwrap(), (String::from("half"), false));
+}
+
+#[test]
 fn a_client_that_stops_reading_is_let_go_after_its_timeout() {
     let (sender, broken) = mpsc::channel();
     let origin = scripted(move |_, mut stream| {

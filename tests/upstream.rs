@@ -6,7 +6,8 @@ mod support;
 use std::collections::BTreeMap;
 use std::io::{BufReader, Write as _};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Duration;
 
 use support::client::{Client, End, get, read_message};
@@ -319,6 +320,36 @@ fn a_get_lost_with_a_pooled_connection_is_asked_again() {
     assert_eq!(client.get("/").text(), "served");
     assert_eq!(client.get("/").text(), "served");
     assert_eq!((lines.try_iter().count(), origin.accepted()), (3, 2));
+}
+
+#[test]
+fn a_lost_get_is_asked_again_over_a_fresh_connection_not_another_pooled_one() {
+    let (sender, lines) = mpsc::channel();
+    // The first two requests meet here, so that there are two connections to keep.
+    let (both, count) = (Barrier::new(2), AtomicUsize::new(0));
+    let origin = Origin::new(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        read_message(&mut reader, false).unwrap();
+        sender.send("answered").unwrap();
+        if count.fetch_add(1, Ordering::SeqCst) < 2 {
+            both.wait();
+        }
+        stream.write_all(&ok("served")).unwrap();
+        if read_message(&mut reader, false).is_some() {
+            sender.send("lost").unwrap();
+        }
+    });
+    let site = Site::proxying(&[origin.address], "[global]\nthreads = 1");
+    let _daemon = site.start();
+    let mut clients = [Client::connect(site.address()), Client::connect(site.address())];
+    for client in &mut clients {
+        client.send(GET);
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().unwrap().text(), "served");
+    }
+    assert_eq!(clients[0].ask(GET).text(), "served");
+    assert_eq!(lines.try_iter().collect::<Vec<_>>(), ["answered", "answered", "lost", "answered"]);
 }
 
 #[test]
