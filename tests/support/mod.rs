@@ -8,7 +8,7 @@ pub mod origin;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -30,7 +30,7 @@ pub const PROXY: &str = env!("CARGO_BIN_EXE_proxy");
 /// listened on, so that the daemon can still have it.
 pub struct Port {
     pub address: SocketAddr,
-    _held: Socket,
+    held: Socket,
 }
 
 impl Port {
@@ -39,7 +39,13 @@ impl Port {
         held.set_reuse_address(true).unwrap();
         held.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
         let address = held.local_addr().unwrap().as_socket().unwrap();
-        Self { address, _held: held }
+        Self { address, held }
+    }
+
+    /// Begins to listen: a server that was down is up.
+    pub fn listen(self) -> TcpListener {
+        self.held.listen(16).unwrap();
+        self.held.into()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
+use super::PATIENCE;
 use super::client::{Message, read_message};
 
 /// An origin server; its thread ends with the test process.
@@ -44,9 +45,40 @@ impl Origin {
         })
     }
 
+    /// As [`Origin::answering`]; every request is told to the test before it is answered.
+    pub fn recording(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static) -> (Self, Requests) {
+        let (sender, requests) = mpsc::channel();
+        let origin = Self::answering(move |request| {
+            // The test may be over already.
+            let _ = sender.send(request.clone());
+            answer(request)
+        });
+        (origin, Requests(requests))
+    }
+
+    /// Connections accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
     /// Answers 200 with its own name as body.
     pub fn named(name: &'static str) -> Self {
         Self::answering(move |_| ok(name))
+    }
+}
+
+/// What an origin was asked.
+pub struct Requests(mpsc::Receiver<Message>);
+
+impl Requests {
+    /// The next request.
+    pub fn next(&self) -> Message {
+        self.0.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// How many came that nobody looked at.
+    pub fn left(&self) -> usize {
+        self.0.try_iter().count()
     }
 }
 
