@@ -2,6 +2,8 @@
 //! Run by `cargo test --lib http`.
 //! Never touches a socket.
 
+mod written;
+
 use super::*;
 use crate::config::{HeaderEdits, Redirect};
 
