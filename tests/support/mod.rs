@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod origin;
+pub mod tls;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
