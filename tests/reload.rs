@@ -223,6 +223,7 @@ fn a_file_that_is_no_toml_still_leads_to_the_daemon_which_explains_it() {
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn a_new_worker_that_dies_leaves_the_old_one_serving() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
@@ -244,6 +245,7 @@ fn a_new_worker_that_dies_leaves_the_old_one_serving() {
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn a_new_worker_that_is_killed_leaves_the_old_one_serving() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
@@ -266,6 +268,7 @@ fn a_new_worker_that_is_killed_leaves_the_old_one_serving() {
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn a_silent_new_worker_leaves_the_old_one_serving() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
@@ -284,6 +287,7 @@ fn a_silent_new_worker_leaves_the_old_one_serving() {
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn a_caller_that_cannot_wait_is_told_that_the_daemon_is_busy() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
@@ -298,6 +302,7 @@ fn a_caller_that_cannot_wait_is_told_that_the_daemon_is_busy() {
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn stopping_does_not_wait_for_a_reload_and_its_caller_is_told() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
@@ -316,6 +321,7 @@ fn stopping_does_not_wait_for_a_reload_and_its_caller_is_told() {
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn concurrent_reloads_are_all_answered_and_the_waiting_ones_share_a_generation() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
@@ -354,6 +360,7 @@ fn concurrent_reloads_are_all_answered_and_the_waiting_ones_share_a_generation()
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn a_crash_of_the_serving_worker_during_a_failing_reload_is_repaired() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");

@@ -4,6 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use super::args::RunArgs;
@@ -39,6 +40,7 @@ pub(super) fn start(args: &RunArgs) -> u8 {
 fn launch(args: &RunArgs) -> std::io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
+    command.arg0("proxy");
     command.args(["run", "--behind", "--config"]).arg(absolute(&args.config));
     if let Some(path) = &args.pid_file {
         command.arg("--pid-file").arg(absolute(path));
@@ -67,6 +69,7 @@ impl Starter {
     /// Leaves the terminal; what is on stdin is the line to who started us.
     pub(super) fn adopt() -> Self {
         let stream = std::io::stdin().as_fd().try_clone_to_owned().ok().map(UnixStream::from);
+        super::take_name();
         // Both fail only for a process that leads a session or whose root is gone; it serves anyway.
         let _ = nix::unistd::setsid();
         let _ = std::env::set_current_dir("/");

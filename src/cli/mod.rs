@@ -59,3 +59,10 @@ pub fn main() -> ExitCode {
     };
     ExitCode::from(code)
 }
+
+/// The kernel names a process after the file it was started from, which for us is `/proc/self/exe`:
+/// pgrep, top and our own messages would show `exe`.
+fn take_name() {
+    // A name is not worth failing for.
+    let _ = nix::sys::prctl::set_name(c"proxy");
+}

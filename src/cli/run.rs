@@ -37,6 +37,7 @@ fn serve(args: RunArgs, ready: impl FnOnce()) -> Result<(), MasterError> {
         finish: args.finish,
         terminate: args.terminate,
         quiet: args.quiet,
+        behind: args.behind,
     };
     master::run(options, ready)
 }

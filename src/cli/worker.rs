@@ -7,6 +7,7 @@ use crate::handoff::Channel;
 use crate::worker;
 
 pub(super) fn run() -> u8 {
+    super::take_name();
     let channel = match std::io::stdin().as_fd().try_clone_to_owned() {
         Ok(fd) => Channel::from_fd(fd),
         Err(error) => {

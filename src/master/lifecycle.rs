@@ -261,6 +261,7 @@ impl Master {
             held: self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect(),
             generation: self.generation,
             lane,
+            behind: self.options.behind,
             directory: Rc::clone(&self.blank.directory),
             counters: Arc::clone(&self.blank.counters),
             ticket_keys: Arc::clone(&self.blank.ticket_keys),

@@ -73,6 +73,8 @@ pub(super) struct Orders<'a> {
     pub(super) bundle: Arc<Bundle>,
     pub(super) generation: u64,
     pub(super) lane: u32,
+    /// Nobody sees what it writes to stderr.
+    pub(super) behind: bool,
     pub(super) slots: Slots,
     pub(super) counters: BorrowedFd<'a>,
     pub(super) ticket_keys: &'a [Vec<u8>],
@@ -84,9 +86,12 @@ pub(super) struct Orders<'a> {
 pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Event>) -> Result<Worker, MasterError> {
     let (channel, theirs) = Channel::pair()?;
     let child = Command::new("/proc/self/exe")
+        .arg0("proxy")
         .arg("worker")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
+        // The first worker of a background daemon would hold the starter's pipe for as long as it lives.
+        .stderr(if orders.behind { Stdio::null() } else { Stdio::inherit() })
         .process_group(0)
         .kill_on_drop(true)
         .spawn()

@@ -40,6 +40,8 @@ pub struct Options {
     pub terminate: Vec<i32>,
     /// Nothing but errors on stderr.
     pub quiet: bool,
+    /// Started by `-D`: whoever reads our stderr waits for its end.
+    pub behind: bool,
 }
 
 impl Options {
@@ -70,6 +72,7 @@ pub(super) async fn start(
         held,
         generation: 1,
         lane: 0,
+        behind: options.behind,
         directory: Rc::new(RefCell::new(Directory::default())),
         counters: Arc::new(counters),
         ticket_keys: Arc::new(vec![random_ticket_key()?]),

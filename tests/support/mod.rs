@@ -8,7 +8,7 @@ pub mod load;
 pub mod origin;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -304,29 +304,31 @@ pub fn children(parent: u32) -> Vec<u32> {
     .collect()
 }
 
-/// Runs a command to its end, killed after [`PATIENCE`].
+/// Runs a command until it has ended and nobody holds its output any more; fails after [`PATIENCE`].
 pub fn output(mut command: Command) -> Output {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let reader = std::thread::spawn(move || {
+    let stdout = reading(child.stdout.take().unwrap());
+    let stderr = reading(child.stderr.take().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    let mut read = |from: mpsc::Receiver<Vec<u8>>| {
+        from.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap_or_else(|_late| {
+            let _ = child.kill();
+            panic!("{command:?} or a process it started still holds its output")
+        })
+    };
+    let (stdout, stderr) = (read(stdout), read(stderr));
+    Output { status: child.wait().unwrap(), stdout, stderr }
+}
+
+fn reading(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        err.read_to_end(&mut bytes).unwrap();
-        bytes
+        let _ = from.read_to_end(&mut bytes);
+        // Who waited too long is gone.
+        let _ = sender.send(bytes);
     });
-    let watcher = child.id();
-    let (done, over) = mpsc::channel::<()>();
-    let guard = std::thread::spawn(move || {
-        if over.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let _ = kill(pid(watcher), Signal::SIGKILL);
-        }
-    });
-    let mut stdout = Vec::new();
-    out.read_to_end(&mut stdout).unwrap();
-    let stderr = reader.join().unwrap();
-    let status = child.wait().unwrap();
-    drop(done);
-    guard.join().unwrap();
-    Output { status, stdout, stderr }
+    receiver
 }
 
 /// Bytes as text.
