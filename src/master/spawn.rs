@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +17,7 @@ use super::MasterError;
 use super::events::Event;
 use crate::config::Bundle;
 use crate::handoff::messages::{FromWorker, ListenerOwner, PROTOCOL_VERSION, Slots, Start, ToWorker};
-use crate::handoff::{Channel, MAX_DESCRIPTORS, memfd};
+use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS, memfd};
 use crate::logging;
 
 /// A worker that is not ready after this long is given up.
@@ -99,7 +100,11 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
     }
     let (generation, lane, slots) = (orders.generation, orders.lane, orders.slots.clone());
     let bundle = Arc::clone(&orders.bundle);
-    hand_over(&channel, orders)?;
+    match hand_over(&channel, orders) {
+        // It has ended already; what it said last is still there to be read.
+        Err(MasterError::Channel(HandoffError::Channel(Errno::EPIPE | Errno::ECONNRESET))) => {}
+        handed => handed?,
+    }
     await_ready(&channel).await?;
     let channel = Arc::new(channel);
     let (listening, sender) = (Arc::clone(&channel), events.clone());

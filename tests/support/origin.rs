@@ -3,7 +3,7 @@
 use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use super::PATIENCE;
 use super::client::{Message, read_message};
@@ -61,6 +61,38 @@ impl Origin {
         self.connections.load(Ordering::SeqCst)
     }
 
+    /// Answers 200 with the request's line and body, so that no client can get another one's answer unnoticed.
+    pub fn echo() -> Self {
+        Self::answering(|request| ok(&format!("{}\n{}", request.line, request.text())))
+    }
+
+    /// Answers `/slow…` with "first half, " at once and "second half" when the gate lets it; the rest like `echo`.
+    pub fn gated() -> (Self, Gate) {
+        let (arrive, arrived) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let released = Mutex::new(released);
+        let origin = Self::new(move |stream| {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut writer = stream;
+            while let Some(request) = read_message(&mut reader, false) {
+                let whole = ok(&format!("{}\n{}", request.line, request.text()));
+                let sent = if request.line.contains(" /slow") {
+                    let first = b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\nfirst half, ";
+                    let sent = writer.write_all(first);
+                    arrive.send(()).unwrap();
+                    let _ended_with_the_test = released.lock().unwrap().recv();
+                    sent.and_then(|()| writer.write_all(b"second half"))
+                } else {
+                    writer.write_all(&whole)
+                };
+                if sent.is_err() {
+                    return;
+                }
+            }
+        });
+        (origin, Gate { arrived, release })
+    }
+
     /// Answers 200 with its own name as body.
     pub fn named(name: &'static str) -> Self {
         Self::answering(move |_| ok(name))
@@ -79,6 +111,24 @@ impl Requests {
     /// How many came that nobody looked at.
     pub fn left(&self) -> usize {
         self.0.try_iter().count()
+    }
+}
+
+/// What an origin holds back until the test lets it go on.
+pub struct Gate {
+    arrived: mpsc::Receiver<()>,
+    release: mpsc::Sender<()>,
+}
+
+impl Gate {
+    /// Waits until a request has arrived and half of its answer is sent.
+    pub fn arrived(&self) {
+        self.arrived.recv_timeout(PATIENCE).unwrap();
+    }
+
+    /// Lets one held request be answered to its end.
+    pub fn release(&self) {
+        self.release.send(()).unwrap();
     }
 }
 
