@@ -209,6 +209,9 @@ fn a_server_that_refuses_a_body_unseen_is_heard_at_once() {
     // Whether the body still comes is not known, so nothing else can be.
     assert_eq!(answer.field("connection"), Some("close"));
     // A body that is on its way is taken in: a reset could destroy an answer not read yet.
+    assert!(client.at_end());
+    // A moment, in which a connection that was simply closed is gone.
+    site.status();
     client.send("he");
     client.send("llo");
     client.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::client::{Client, Message};
+use support::client::{Client, End, Message};
 use support::origin::{Origin, ok};
 use support::{PATIENCE, Port, Site};
 
@@ -228,6 +228,29 @@ fn a_redirected_request_with_a_body_ends_the_connection() {
     let answer = client.ask(format!("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
     assert_eq!((answer.status(), answer.field("connection")), (302, Some("close")));
     assert!(client.at_end());
+}
+
+#[test]
+fn what_is_still_on_its_way_after_our_own_answer_is_taken_in_not_reset() {
+    let (dead, redirecting) = (Port::new(), Port::new());
+    let rule = "rule = [{ redirect = { scheme = \"https\" } }]";
+    let other = format!("[frontend.other]\nbind = \"{}\"\n{rule}", redirecting.address);
+    let site = Site::proxying(&[dead.address], &format!("retries = 0\n{other}"));
+    let _daemon = site.start();
+    let post = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\n";
+    for (address, request, status) in
+        [(redirecting.address, post, 302), (site.address(), post, 503), (site.address(), "POST / HTTP/1.1\n", 400)]
+    {
+        let mut client = Client::connect(address);
+        assert_eq!(client.ask(request).status(), status);
+        assert!(client.at_end());
+        // A moment, in which a connection that was simply closed is gone.
+        site.status();
+        client.send("first");
+        client.send("other");
+        client.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(client.end(), (Vec::new(), End::Closed), "after {status}");
+    }
 }
 
 #[test]
