@@ -47,15 +47,16 @@ pub struct Loaded {
 
 pub use load::{admin_socket, load};
 
-mod base64_bytes {
+/// Bytes as base64 text, for `#[serde(with)]`.
+pub(crate) mod base64_bytes {
     use super::{Deserialize, Deserializer, Serializer};
     use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&STANDARD.encode(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(from)?;
         STANDARD.decode(text).map_err(serde::de::Error::custom)
     }

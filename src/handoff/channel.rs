@@ -10,7 +10,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg, sendmsg,
+    shutdown, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -50,6 +51,12 @@ impl Channel {
     #[must_use]
     pub fn from_fd(fd: OwnedFd) -> Self {
         Self { fd, registered: OnceLock::new() }
+    }
+
+    /// The descriptor, to be passed on.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Sends a document with descriptors; waits a bounded time while the peer's buffer is full.
@@ -109,6 +116,12 @@ impl Channel {
                 Err(error) => return Err(HandoffError::Io(error)),
             }
         }
+    }
+
+    /// Ends the conversation for both sides; what has arrived can still be received.
+    pub fn shut(&self) {
+        // Fails only for a peer that is gone, and then nothing is left to end.
+        let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Both);
     }
 
     /// The event loop's view of the socket; a datagram socket is what a `SOCK_SEQPACKET` one behaves like.

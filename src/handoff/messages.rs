@@ -78,6 +78,10 @@ pub enum ToWorker {
         /// End what is still open after this long.
         hard_stop_after: Duration,
     },
+    /// From now on idle connections go to the worker behind this channel; one descriptor.
+    Successor,
+    /// An older worker sends its idle connections through this channel; one descriptor.
+    Predecessor,
     /// End at once.
     Stop,
     /// A fresh socket for the log target with this index; one descriptor.
@@ -96,4 +100,47 @@ pub enum FromWorker {
     LogLost(usize),
     /// Listening sockets are closed; only open connections remain.
     Draining,
+}
+
+/// Worker to worker: connections that change hands, one descriptor each, in the order of the lists.
+/// The sender goes on owning them until it has the answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moving {
+    /// Between requests, or inside a request head.
+    Clients(Vec<MovingClient>),
+    /// Idle connections to servers.
+    Servers(Vec<MovingServer>),
+}
+
+/// A plain client connection on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingClient {
+    /// Name of its frontend.
+    pub frontend: String,
+    /// What was read of the next request's head.
+    #[serde(with = "crate::config::base64_bytes")]
+    pub unread: Vec<u8>,
+    /// Requests served so far.
+    pub requests: u64,
+    /// How long the current wait has lasted.
+    pub waited: Duration,
+    /// How much of its time-out is left.
+    pub left: Duration,
+}
+
+/// An idle server connection on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingServer {
+    /// Name of its backend.
+    pub backend: String,
+    /// Name of its server.
+    pub server: String,
+}
+
+/// The answer to [`Moving`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Which ones, by place in the list, the receiver did not take.
+    pub refused: Vec<usize>,
 }

@@ -1,11 +1,13 @@
 //! The worker processes that are alive: who serves, who drains, who has to go.
 //! Owned by `lifecycle`. Never starts one.
 
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use super::spawn::{State, Worker};
 use super::status::Generation;
 use crate::config::Reload;
+use crate::handoff::Channel;
 use crate::handoff::messages::ToWorker;
 use crate::stats::{Gauge, LANES, Memory};
 
@@ -40,6 +42,9 @@ impl Workers {
     pub(super) fn promote(&mut self, mut worker: Worker, empty_queues: bool, rules: &Reload) {
         worker.tell(&ToWorker::Serve);
         worker.state = State::Serving;
+        for old in self.alive.iter().filter(|old| old.state != State::Stopping) {
+            connect(old, &worker);
+        }
         self.drain(empty_queues, rules.hard_stop_after);
         let draining: Vec<_> = self.alive.iter_mut().filter(|worker| worker.state == State::Draining).collect();
         let surplus = draining.len().saturating_sub(rules.max_old);
@@ -100,6 +105,14 @@ impl Workers {
             })
             .collect()
     }
+}
+
+/// Lets an older worker send its idle connections to the new one. Where that fails they end where they are.
+fn connect(old: &Worker, new: &Worker) {
+    let Ok((ours, theirs)) = Channel::pair() else { return };
+    // Workers that are gone are noticed by their end, not here.
+    let _ = new.channel.send(&ToWorker::Predecessor, &[theirs.as_fd()]);
+    let _ = old.channel.send(&ToWorker::Successor, &[ours.as_fd()]);
 }
 
 fn stop(worker: &mut Worker) {

@@ -16,12 +16,15 @@ use super::io::{ClientStream, poll_read_with};
 use super::request;
 use super::timer::Timer;
 use super::{Site, Thread};
+use crate::handoff::messages::MovingClient;
 use crate::http::Field;
 use crate::stats::{Counter, Gauge};
 
 /// How long an orderly close waits for the client's own end, so that a reset cannot overtake our
 /// last answer (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
+/// Bytes of a request head that may travel to another worker.
+const MOST_UNREAD: usize = 64 * 1024;
 /// Buffers above this size are given back between requests.
 const KEEP_BUFFER: usize = 4096;
 
@@ -49,6 +52,10 @@ pub struct Client {
     pub began: (SystemTime, Instant),
     /// Requests served.
     pub requests: u64,
+    /// What was left of the current time-out when the connection came from another worker.
+    pub left: Option<Duration>,
+    /// It was offered to the next worker in vain, and ends here.
+    pub stays: bool,
     /// The thread.
     pub thread: Rc<Thread>,
     /// The frontend.
@@ -60,6 +67,8 @@ pub struct Client {
 pub enum Next {
     /// The next request.
     KeepAlive,
+    /// Another worker, if it takes the connection.
+    Leave,
     /// An orderly close.
     Close,
     /// An orderly close although the client may still be sending: what it sends is taken in for a while.
@@ -76,11 +85,16 @@ struct Presence {
 
 impl Presence {
     fn new(thread: &Rc<Thread>, site: &Rc<Site>) -> Self {
-        let now = site.slot.enter(Gauge::Sessions);
-        site.slot.raise(Counter::SessionsMax, now);
         site.slot.add(Counter::Sessions, 1);
         let second = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         site.slot.set(Counter::LastSession, second);
+        Self::resumed(thread, site)
+    }
+
+    /// A session that was counted where it was accepted.
+    fn resumed(thread: &Rc<Thread>, site: &Rc<Site>) -> Self {
+        let now = site.slot.enter(Gauge::Sessions);
+        site.slot.raise(Counter::SessionsMax, now);
         thread.active.fetch_add(1, Ordering::Relaxed);
         Self { thread: Rc::clone(thread), site: Rc::clone(site) }
     }
@@ -98,26 +112,35 @@ pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: 
     let _presence = Presence::new(&thread, &site);
     let began = (SystemTime::now(), Instant::now());
     let timer = thread.timers.register(site.config().timeout.http_request);
-    let Ok(local) = socket.local_addr() else { return };
     let Some(stream) = establish(&site, socket, &timer).await else { return };
-    let mut client = Client {
-        stream,
-        input: Vec::new(),
-        head: Vec::new(),
-        fields: Vec::new(),
-        response_fields: Vec::new(),
-        out: Vec::new(),
-        timer,
-        peer: unmapped(peer),
-        local: unmapped(local),
-        began,
-        requests: 0,
-        thread,
-        site,
-    };
+    if let Some(client) = Client::new(stream, timer, peer, (thread, site)) {
+        run(Client { began, ..client }).await;
+    }
+}
+
+/// Goes on with a plain connection that an older worker has begun.
+pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past: MovingClient) {
+    let _presence = Presence::resumed(&thread, &site);
+    let timer = thread.timers.register(past.left);
+    let Ok(peer) = socket.peer_addr() else { return };
+    if let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, peer, (thread, site)) {
+        let (now, instant) = client.began;
+        client.began = (now - past.waited, instant.checked_sub(past.waited).unwrap_or(instant));
+        client.input = past.unread;
+        client.requests = past.requests;
+        client.left = Some(past.left);
+        run(client).await;
+    }
+}
+
+async fn run(mut client: Client) {
     loop {
         match request::serve_one(&mut client).await {
             Next::KeepAlive => client.rest(),
+            Next::Leave => match client.leave().await {
+                true => return,
+                false => client.stays = true,
+            },
             Next::Close => return client.close(false).await,
             Next::Linger => return client.close(true).await,
             Next::Abort => {
@@ -148,6 +171,58 @@ async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<Clie
 }
 
 impl Client {
+    fn new(
+        stream: ClientStream,
+        timer: Timer,
+        peer: SocketAddr,
+        (thread, site): (Rc<Thread>, Rc<Site>),
+    ) -> Option<Self> {
+        let local = stream.socket().local_addr().ok()?;
+        Some(Self {
+            stream,
+            input: Vec::new(),
+            head: Vec::new(),
+            fields: Vec::new(),
+            response_fields: Vec::new(),
+            out: Vec::new(),
+            timer,
+            peer: unmapped(peer),
+            local: unmapped(local),
+            began: (SystemTime::now(), Instant::now()),
+            requests: 0,
+            left: None,
+            stays: false,
+            thread,
+            site,
+        })
+    }
+
+    /// Whether the connection may go on in the next worker. TLS may not: its keys cannot be handed over.
+    pub fn may_leave(&self) -> bool {
+        !self.stays
+            && matches!(self.stream, ClientStream::Plain(_))
+            && self.input.len() <= MOST_UNREAD
+            && self.thread.departure.get().is_some()
+    }
+
+    /// Whether the connection has to end with the next answer.
+    pub fn must_close(&self) -> bool {
+        self.thread.draining.get() && !self.may_leave()
+    }
+
+    /// Offers the connection to the next worker; false when nobody took it.
+    async fn leave(&self) -> bool {
+        let Some(departure) = self.thread.departure.get() else { return false };
+        let moving = MovingClient {
+            frontend: self.site.config().name.clone(),
+            unread: self.input.clone(),
+            requests: self.requests,
+            waited: self.began.1.elapsed(),
+            left: self.timer.left(),
+        };
+        departure.offer(moving, self.stream.socket()).await
+    }
+
     /// Between requests a connection owns as little memory as it can.
     fn rest(&mut self) {
         self.requests += 1;

@@ -2,6 +2,7 @@
 //! Called by `worker` with an accepted socket. Never binds, never reads a file, never takes a lock.
 
 mod connection;
+mod departure;
 mod error;
 mod exchange;
 mod io;
@@ -13,7 +14,8 @@ mod tally;
 mod timer;
 mod transcode;
 
-pub use connection::serve;
+pub use connection::{resume, serve};
+pub use departure::{Departure, Leaving};
 pub use error::{Failure, Side};
 pub use site::{Site, Thread};
 pub use timer::{TICK, Timers};

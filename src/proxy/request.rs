@@ -4,7 +4,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::connection::{Client, Next};
@@ -30,8 +30,9 @@ const TURN_AROUND: Duration = Duration::from_secs(1);
 /// Serves the next request of a connection.
 pub async fn serve_one(client: &mut Client) -> Next {
     let head = match receive(client).await {
-        Ok(Some(head)) => head,
-        Ok(None) => return end_without_request(client),
+        Ok(Received::Head(head)) => head,
+        Ok(Received::Nothing) => return end_without_request(client),
+        Ok(Received::Leaving) => return Next::Leave,
         Err(failure) => {
             let mut tally = Tally::new(client, None);
             return fail(client, &mut tally, None, failure).await;
@@ -77,54 +78,81 @@ async fn fail(client: &mut Client, tally: &mut Tally, head: Option<&RequestHead>
     }
 }
 
-/// Reads until a whole head is there. `None`: the client left, or was idle too long, between requests.
-async fn receive(client: &mut Client) -> Result<Option<RequestHead>, Failure> {
+/// What came before a request was complete.
+enum Received {
+    Head(RequestHead),
+    /// The client left, or was idle too long, between requests.
+    Nothing,
+    /// The next worker may have the connection, with what is there of the next head.
+    Leaving,
+}
+
+/// Reads until a whole head is there.
+async fn receive(client: &mut Client) -> Result<Received, Failure> {
     let site = Rc::clone(&client.site);
-    if client.requests > 0 {
+    if let Some(left) = client.left.take() {
+        client.timer.set(left);
+    } else if client.requests > 0 {
         let timeout = &site.config().timeout;
         client.timer.set(if client.input.is_empty() { timeout.http_keep_alive } else { timeout.http_request });
         client.began = (SystemTime::now(), Instant::now());
     }
     let mut fresh = !client.input.is_empty();
-    let head = poll_fn(|cx| {
+    let received = poll_fn(|cx| {
         loop {
             if fresh {
                 match parse_request(&client.input, &site.limits, &mut client.fields) {
-                    Ok(Some(head)) => return Poll::Ready(Ok(Some(head))),
+                    Ok(Some(head)) => return Poll::Ready(Ok(Received::Head(head))),
                     Ok(None) => {}
                     Err(refusal) => return Poll::Ready(Err(Failure::Refused(refusal))),
                 }
             }
             if let Some(alarm) = client.timer.poll(cx) {
                 return Poll::Ready(match alarm {
-                    Alarm::Stopped => Ok(None),
-                    Alarm::Expired if client.input.is_empty() => Ok(None),
+                    Alarm::Stopped => Ok(Received::Nothing),
+                    Alarm::Expired if client.input.is_empty() => Ok(Received::Nothing),
                     Alarm::Expired => Err(Failure::RequestTimedOut),
                 });
             }
-            let was_idle = client.input.is_empty();
-            let input = &mut client.input;
-            let read = poll_read_with(&mut client.stream, cx, |bytes, _| {
-                input.extend_from_slice(bytes);
-                bytes.len()
-            });
-            match read {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(0) | Err(_)) if was_idle => return Poll::Ready(Ok(None)),
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Failure::RequestTruncated)),
-                Poll::Ready(Ok(_)) => fresh = true,
+            if client.may_leave() {
+                return Poll::Ready(Ok(Received::Leaving));
             }
-            if was_idle && client.requests > 0 {
-                client.began = (SystemTime::now(), Instant::now());
-                client.timer.set(site.config().timeout.http_request);
+            match client.poll_receive(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(true)) => fresh = true,
+                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(Received::Nothing)),
+                Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
             }
         }
     })
     .await?;
-    Ok(head.inspect(|head| client.split_head(head.len)))
+    if let Received::Head(head) = &received {
+        client.split_head(head.len);
+    }
+    Ok(received)
 }
 
 impl Client {
+    /// Reads some of the next head; false when the client left between requests.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
+        let was_idle = self.input.is_empty();
+        let input = &mut self.input;
+        let read = poll_read_with(&mut self.stream, cx, |bytes, _| {
+            input.extend_from_slice(bytes);
+            bytes.len()
+        });
+        match ready!(read) {
+            Ok(0) | Err(_) if was_idle => return Poll::Ready(Ok(false)),
+            Ok(0) | Err(_) => return Poll::Ready(Err(Failure::RequestTruncated)),
+            Ok(_) => {}
+        }
+        if was_idle && self.requests > 0 {
+            self.began = (SystemTime::now(), Instant::now());
+            self.timer.set(self.site.config().timeout.http_request);
+        }
+        Poll::Ready(Ok(true))
+    }
+
     /// Moves the head out of the input, so that what is left there is body or the next request.
     fn split_head(&mut self, length: usize) {
         self.head.clear();
@@ -172,9 +200,7 @@ async fn redirect_client(
 
 impl Client {
     fn may_keep_alive(&self, head: &RequestHead, mode: ConnectionMode) -> bool {
-        head.keep_alive
-            && mode.max(self.site.config().connection_mode) != ConnectionMode::Close
-            && !self.thread.draining.get()
+        head.keep_alive && mode.max(self.site.config().connection_mode) != ConnectionMode::Close && !self.must_close()
     }
 }
 
@@ -211,7 +237,10 @@ async fn forward(
             Err(failure) => return Err(failure),
             Ok(Done { next, reusable }) => {
                 if reusable && mode == ConnectionMode::KeepAlive && connection.input.is_empty() {
-                    backend.servers[server].pool.put(connection, Instant::now());
+                    match client.thread.departure.get() {
+                        Some(departure) => departure.send(backend.moving(server), connection.stream),
+                        None => backend.servers[server].pool.put(connection, Instant::now()),
+                    }
                 }
                 client.out = request.into_buffer();
                 return Ok(next);
@@ -301,6 +330,7 @@ async fn exchange(
 ) -> Result<Done, Failure> {
     let site = Rc::clone(&client.site);
     let sent_at = Instant::now();
+    let must_close = client.must_close();
     let mut exchange = Exchange {
         client: &mut client.stream,
         client_rest: &mut client.input,
@@ -330,13 +360,9 @@ async fn exchange(
         tally.bytes_out += exchange.interim(&interim).await?;
     };
     tally.response_ms = millis(sent_at);
-    let plan = plan_response(
-        head,
-        &response,
-        request.is_read(),
-        &client.thread,
-        backend.config().connection_mode.max(site.config().connection_mode),
-    );
+    let mode = backend.config().connection_mode.max(site.config().connection_mode);
+    let may_keep = request.is_read() && mode != ConnectionMode::Close && !must_close;
+    let plan = plan_response(head, &response, may_keep);
     let mut out = Vec::with_capacity(512);
     let rewrite =
         ResponseRewrite { edits: &site.config().response_headers, persistence: plan.persistence, body: plan.body };
@@ -372,24 +398,15 @@ struct Plan {
     persistence: Persistence,
 }
 
-fn plan_response(
-    head: &RequestHead,
-    response: &ResponseHead,
-    request_read: bool,
-    thread: &super::Thread,
-    mode: ConnectionMode,
-) -> Plan {
+/// `may_keep`: nothing but the messages themselves stands against keeping the connection. A request whose
+/// body is still coming when the answer starts may never be finished.
+fn plan_response(head: &RequestHead, response: &ResponseHead, may_keep: bool) -> Plan {
     let body = match (response.body, head.version) {
         (Body::Chunked | Body::UntilClose, Version::Http10) => Body::UntilClose,
         (Body::Chunked | Body::UntilClose, Version::Http11) => Body::Chunked,
         (body, _) => body,
     };
-    // A request whose body is still coming when the answer starts may never be finished.
-    let keep = head.keep_alive
-        && request_read
-        && body != Body::UntilClose
-        && mode != ConnectionMode::Close
-        && !thread.draining.get();
+    let keep = may_keep && head.keep_alive && body != Body::UntilClose;
     Plan { body, persistence: persistence(keep, head.version) }
 }
 

@@ -1,14 +1,14 @@
 //! What a worker thread knows while it serves: itself, and each frontend.
 //! Built by `worker`, shared by the thread's connections. Never changes after that but for `draining`.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use tokio_rustls::TlsAcceptor;
 
-use super::Timers;
+use super::{Departure, Timers};
 use crate::config::{self, Bundle};
 use crate::http::HeadLimits;
 use crate::logging::Logger;
@@ -25,8 +25,26 @@ pub struct Thread {
     pub logger: Logger,
     /// Connections of the whole worker (`%ac`).
     pub active: Arc<AtomicU32>,
-    /// Set when another worker accepts: every further response says `Connection: close`.
+    /// Set when another worker accepts: what cannot move there is told to close with its next answer.
     pub draining: Cell<bool>,
+    /// The way to that worker, where there is one.
+    pub departure: OnceCell<Departure>,
+}
+
+impl Thread {
+    /// Another worker accepts from now on; idle connections take the way there.
+    pub fn drain(&self, departure: Option<Departure>, backends: &[Rc<Backend>]) {
+        self.draining.set(true);
+        let Some(departure) = departure else { return };
+        for backend in backends {
+            for (server, stream) in backend.take_idle() {
+                departure.send(backend.moving(server), stream);
+            }
+        }
+        // Set once only: a worker drains once.
+        let _ = self.departure.set(departure);
+        self.timers.wake_all();
+    }
 }
 
 /// One frontend on one thread.

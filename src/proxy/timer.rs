@@ -54,6 +54,19 @@ impl Timers {
         });
     }
 
+    /// Whether every connection was told to end.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Has every connection look around: something has changed for all of them.
+    pub fn wake_all(&self) {
+        for entry in self.entries.borrow().iter().filter_map(Weak::upgrade) {
+            entry.wake();
+        }
+    }
+
     /// Ends every connection, now and from now on.
     pub fn stop(&self) {
         self.stopping.set(true);
@@ -86,6 +99,11 @@ impl Timer {
     pub fn set(&self, within: Duration) {
         self.entry.deadline.set(Instant::now() + within);
         self.entry.expired.set(false);
+    }
+
+    /// What is left of the time.
+    pub fn left(&self) -> Duration {
+        self.entry.deadline.get().saturating_duration_since(Instant::now())
     }
 
     /// Asks whether the task has to give up; the task is woken when that changes.

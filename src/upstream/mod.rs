@@ -8,9 +8,12 @@ mod pool;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::config::{self, Bundle};
-use crate::handoff::messages::Slots;
+use tokio::net::TcpStream;
+
+use crate::config::{self, Bundle, ConnectionMode};
+use crate::handoff::messages::{MovingServer, Slots};
 use crate::stats::{Counter, Memory, Slot};
 
 pub use balance::{Attempt, next_server, round_robin};
@@ -60,6 +63,29 @@ impl Backend {
         self.servers[server].slot.add(Counter::Connects, 1);
         self.slot.add(Counter::Connects, 1);
         Ok(Connection::new(stream))
+    }
+
+    /// How a connection to a server is named on its way to another worker.
+    #[must_use]
+    pub fn moving(&self, server: usize) -> MovingServer {
+        let config = self.config();
+        MovingServer { backend: config.name.clone(), server: config.servers[server].name.clone() }
+    }
+
+    /// Gives up all idle connections, each with its server.
+    #[must_use]
+    pub fn take_idle(&self) -> Vec<(usize, TcpStream)> {
+        let servers = self.servers.iter().enumerate();
+        servers.flat_map(|(index, server)| server.pool.take_all().into_iter().map(move |one| (index, one))).collect()
+    }
+
+    /// Keeps a connection that an older worker opened, if it still leads to that server and is wanted.
+    pub fn adopt(&self, server: usize, stream: TcpStream) {
+        let config = self.config();
+        let wanted = config.connection_mode == ConnectionMode::KeepAlive;
+        if wanted && stream.peer_addr().is_ok_and(|peer| peer == config.servers[server].address) {
+            self.servers[server].pool.put(Connection::new(stream), Instant::now());
+        }
     }
 
     /// Closes idle connections that were not used for a while.

@@ -25,7 +25,9 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    /// A connection nobody has read from.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
         Self { stream, input: Vec::new(), reused: false }
     }
 }
@@ -58,6 +60,11 @@ impl Pool {
         if idle.len() < MAX_IDLE {
             idle.push((now, connection));
         }
+    }
+
+    /// Gives up everything that is kept.
+    pub(super) fn take_all(&self) -> Vec<TcpStream> {
+        self.idle.take().into_iter().map(|(_, connection)| connection.stream).collect()
     }
 
     /// Closes what has been idle for too long.

@@ -36,7 +36,7 @@ pub async fn accept_all(
             },
         }
     }
-    if *orders.borrow() == (Order::Drain { empty_queues: true }) {
+    if matches!(*orders.borrow(), Order::Drain { empty_queues: true, .. }) {
         for (stream, peer) in queued(listener) {
             serve(stream, peer, Vec::new());
         }

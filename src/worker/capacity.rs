@@ -37,6 +37,13 @@ impl Capacity {
         })
     }
 
+    /// Room for a connection that is there already, whatever the limit says.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>) -> Permit {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        Permit { capacity: Arc::clone(self) }
+    }
+
     fn reserve(self: &Arc<Self>) -> Option<Permit> {
         self.open
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| (open < self.limit).then_some(open + 1))
@@ -48,7 +55,7 @@ impl Capacity {
 impl Drop for Permit {
     fn drop(&mut self) {
         let was = self.capacity.open.fetch_sub(1, Ordering::AcqRel);
-        // Only a full house has anybody waiting.
+        // Only the step out of a full house makes room for somebody who waits.
         if was == self.capacity.limit {
             let waiting = std::mem::take(&mut *self.capacity.waiting.lock().unwrap_or_else(PoisonError::into_inner));
             for waker in waiting {

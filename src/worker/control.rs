@@ -1,6 +1,8 @@
 //! The worker's main thread: starts the serving threads and follows the master's orders.
 //! Called by the hidden `worker` subcommand. Never touches a client's byte.
 
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
@@ -11,12 +13,14 @@ use tokio_rustls::TlsAcceptor;
 
 use super::WorkerError;
 use super::capacity::Capacity;
+use super::moving::{self, Arrival, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
-use super::thread::{self, Order, Setup};
+use super::thread::{self, Order, Setup, Shared};
 use crate::config::Bundle;
 use crate::handoff::Channel;
-use crate::handoff::messages::{FromWorker, ToWorker};
+use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
 use crate::logging::{LogThread, Logger};
+use crate::proxy::{Departure, Leaving};
 use crate::stats::{Counter, StatsPage};
 use crate::tls::{self, TicketKeys};
 
@@ -46,17 +50,27 @@ pub fn run(channel: Channel) -> Result<(), WorkerError> {
 /// A started worker.
 struct Worker {
     orders: watch::Sender<Order>,
-    threads: Vec<JoinHandle<()>>,
-    ready: Vec<oneshot::Receiver<std::io::Result<()>>>,
-    ended: mpsc::Receiver<()>,
+    crew: Crew,
+    leaving: mpsc::UnboundedReceiver<Leaving>,
+    successor: watch::Sender<Option<Arc<Channel>>>,
     logger: Logger,
     log_thread: LogThread,
     bundle: Arc<Bundle>,
 }
 
+/// The serving threads.
+struct Crew {
+    threads: Vec<JoinHandle<()>>,
+    ready: Vec<oneshot::Receiver<std::io::Result<()>>>,
+    arrivals: Vec<mpsc::UnboundedSender<Arrival>>,
+    /// Closes when the last thread ends.
+    ended: mpsc::Receiver<()>,
+    /// Closes when the last thread accepts no more.
+    accepting: mpsc::Receiver<()>,
+}
+
 fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, WorkerError> {
     let Inheritance { start, bundle, memory, log_sockets, listeners } = inheritance;
-    // Before chroot: the local time zone is a file.
     let losses = start.slots.frontends.first().and_then(|slot| memory.slot(start.lane, *slot));
     let reporter = Arc::clone(channel);
     let (logger, log_thread) = Logger::start(
@@ -73,42 +87,50 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         },
     );
     drop_privileges(&start)?;
-    let acceptors = acceptors(&bundle, &start.ticket_keys)?;
-    let limits = limits(&bundle, start.maxconn);
-    let page = Arc::new(StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation));
+    let page = StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation);
     let (orders, watching) = watch::channel(Order::Wait);
+    let (departure, leaving) = Departure::new();
+    let shared = Shared {
+        bundle: Arc::clone(&bundle),
+        slots: start.slots.clone(),
+        memory,
+        lane: start.lane,
+        tls: acceptors(&bundle, &start.ticket_keys)?,
+        limits: limits(&bundle, start.maxconn),
+        logger: logger.clone(),
+        active: Arc::new(AtomicU32::new(0)),
+        page: Arc::new(page),
+        orders: watching,
+        departure,
+    };
+    let crew = muster(&shared, &listeners).map_err(WorkerError::Thread)?;
+    Ok(Worker { orders, crew, leaving, successor: watch::channel(None).0, logger, log_thread, bundle })
+}
+
+/// Starts the threads, each with its own descriptors of the listening sockets.
+fn muster(shared: &Shared, listeners: &[(ListenerOwner, TcpListener)]) -> std::io::Result<Crew> {
     let (ending, ended) = mpsc::channel(1);
-    let active = Arc::new(AtomicU32::new(0));
-    let (mut threads, mut ready) = (Vec::new(), Vec::new());
-    for number in 0..thread_count(&bundle) {
+    let (acceptor, accepting) = mpsc::channel(1);
+    let mut crew = Crew { threads: Vec::new(), ready: Vec::new(), arrivals: Vec::new(), ended, accepting };
+    for number in 0..thread_count(&shared.bundle) {
         let mut own = Vec::with_capacity(listeners.len());
-        for (owner, listener) in &listeners {
-            own.push((*owner, listener.try_clone().map_err(WorkerError::Thread)?));
+        for (owner, listener) in listeners {
+            own.push((*owner, listener.try_clone()?));
         }
-        let setup = Setup {
-            bundle: Arc::clone(&bundle),
-            slots: start.slots.clone(),
-            memory,
-            lane: start.lane,
-            tls: acceptors.clone(),
-            listeners: own,
-            limits: limits.clone(),
-            logger: logger.clone(),
-            active: Arc::clone(&active),
-            page: Arc::clone(&page),
-            orders: watching.clone(),
-        };
+        let (arrival, arrivals) = mpsc::unbounded_channel();
+        let setup = Setup { shared: shared.clone(), listeners: own, arrivals, accepting: Some(acceptor.clone()) };
         let (tell, told) = oneshot::channel();
-        ready.push(told);
         let ending = ending.clone();
-        let spawned = std::thread::Builder::new().name(format!("serve-{number}")).spawn(move || {
+        let thread = std::thread::Builder::new().name(format!("serve-{number}")).spawn(move || {
             thread::run(setup, tell);
             // Kept until here: the channel closes when the last thread ends.
             drop(ending);
         });
-        threads.push(spawned.map_err(WorkerError::Thread)?);
+        crew.threads.push(thread?);
+        crew.ready.push(told);
+        crew.arrivals.push(arrival);
     }
-    Ok(Worker { orders, threads, ready, ended, logger, log_thread, bundle })
+    Ok(crew)
 }
 
 fn thread_count(bundle: &Bundle) -> usize {
@@ -138,7 +160,7 @@ fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Vec<Arc<Capacity>>> {
 
 impl Worker {
     async fn follow(mut self, channel: &Channel) -> Result<(), WorkerError> {
-        for told in std::mem::take(&mut self.ready) {
+        for told in std::mem::take(&mut self.crew.ready) {
             let result = told.await.unwrap_or_else(|_gone| Err(std::io::Error::other("a thread ended at once")));
             if let Err(source) = result {
                 let error = WorkerError::Thread(source);
@@ -146,25 +168,32 @@ impl Worker {
                 return Err(error);
             }
         }
+        let leaving = std::mem::replace(&mut self.leaving, Departure::new().1);
+        tokio::spawn(moving::send_all(leaving, self.successor.subscribe()));
         channel.send(&FromWorker::Ready, &[])?;
-        let mut hard_stop = None;
+        let (mut hard_stop, mut accepting) = (None, true);
         loop {
             tokio::select! {
                 message = channel.recv::<ToWorker>() => match message {
-                    Ok(Some((message, fds))) => match self.obey(channel, message, fds) {
+                    Ok(Some((message, fds))) => match self.obey(message, fds.into_iter().next()) {
                         Followed::Serve => {}
                         Followed::Drain(limit) => hard_stop = Some(limit),
                         Followed::Stop => break,
                     },
                     // The master is gone: nobody will ever ask again, so finish in good order.
                     Ok(None) | Err(_) => {
-                        self.orders.send_replace(Order::Drain { empty_queues: true });
+                        self.orders.send_replace(Order::Drain { empty_queues: true, moving: false });
                         let limit = hard_stop.unwrap_or(tokio::time::Instant::now() + self.bundle.reload.hard_stop_after);
-                        let _ = tokio::time::timeout_at(limit, self.ended.recv()).await;
+                        let _ = tokio::time::timeout_at(limit, self.crew.ended.recv()).await;
                         break;
                     }
                 },
-                _ = self.ended.recv() => break,
+                _ = self.crew.accepting.recv(), if accepting => {
+                    accepting = false;
+                    // A master that is gone is noticed by the next receive.
+                    let _ = channel.send(&FromWorker::Draining, &[]);
+                }
+                _ = self.crew.ended.recv() => break,
                 () = until(hard_stop) => break,
             }
         }
@@ -172,35 +201,37 @@ impl Worker {
         Ok(())
     }
 
-    fn obey(&self, channel: &Channel, message: ToWorker, fds: Vec<std::os::fd::OwnedFd>) -> Followed {
-        match message {
-            ToWorker::Serve => {
+    fn obey(&self, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
+        match (message, fd) {
+            (ToWorker::Serve, _) => {
                 self.orders.send_replace(Order::Serve);
-                Followed::Serve
             }
-            ToWorker::Drain { empty_queues, hard_stop_after } => {
-                self.orders.send_replace(Order::Drain { empty_queues });
-                // A master that is gone is noticed by the next receive.
-                let _ = channel.send(&FromWorker::Draining, &[]);
-                Followed::Drain(tokio::time::Instant::now() + hard_stop_after)
+            (ToWorker::Drain { empty_queues, hard_stop_after }, _) => {
+                let moving = self.successor.borrow().is_some();
+                self.orders.send_replace(Order::Drain { empty_queues, moving });
+                return Followed::Drain(tokio::time::Instant::now() + hard_stop_after);
             }
-            ToWorker::Stop => Followed::Stop,
-            ToWorker::LogSocket(target) => {
-                if let Some(socket) = fds.into_iter().next() {
-                    self.logger.replace_socket(target, socket);
-                }
-                Followed::Serve
+            (ToWorker::Successor, Some(fd)) => {
+                self.successor.send_replace(Some(Arc::new(Channel::from_fd(fd))));
             }
-            ToWorker::Start(_) | ToWorker::Listeners(_) => Followed::Serve,
+            (ToWorker::Predecessor, Some(fd)) => {
+                let reception = Reception::new(Arc::clone(&self.bundle), self.crew.arrivals.clone());
+                tokio::spawn(reception.receive_all(Channel::from_fd(fd)));
+            }
+            (ToWorker::LogSocket(target), Some(socket)) => self.logger.replace_socket(target, socket),
+            (ToWorker::Stop, _) => return Followed::Stop,
+            // The first messages come once; without its descriptor an order cannot be followed.
+            (ToWorker::Start(_) | ToWorker::Listeners(_), _) | (_, None) => {}
         }
+        Followed::Serve
     }
 
     /// Ends connections, threads and log, in this order.
     async fn end(mut self) {
         self.orders.send_replace(Order::Stop);
-        let ended = tokio::time::timeout(STOP_GRACE, self.ended.recv()).await.is_ok();
+        let ended = tokio::time::timeout(STOP_GRACE, self.crew.ended.recv()).await.is_ok();
         if ended {
-            for thread in self.threads {
+            for thread in self.crew.threads {
                 // A thread that panicked has said so on stderr.
                 let _ = thread.join();
             }

@@ -5,6 +5,7 @@ mod accept;
 mod capacity;
 mod control;
 mod error;
+mod moving;
 mod start;
 mod thread;
 

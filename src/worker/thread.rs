@@ -1,7 +1,7 @@
 //! One serving thread: its runtime, listeners, backends, timers, and its end.
 //! Started by `control`, one per core. Never shares a connection with another thread.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -10,16 +10,17 @@ use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::accept::accept_all;
 use super::capacity::{Capacity, Permit};
+use super::moving::Arrival;
 use crate::config::Bundle;
 use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::{Logger, Severity};
-use crate::proxy::{self, Site, TICK, Thread, Timers};
+use crate::proxy::{self, Departure, Site, TICK, Thread, Timers};
 use crate::stats::{self, Memory, StatsPage};
 use crate::upstream;
 
@@ -37,13 +38,16 @@ pub enum Order {
     Drain {
         /// Accept what is queued before closing the queues.
         empty_queues: bool,
+        /// Idle connections may go to a successor.
+        moving: bool,
     },
     /// End everything.
     Stop,
 }
 
-/// What a thread is given.
-pub struct Setup {
+/// What all threads are given.
+#[derive(Clone)]
+pub struct Shared {
     /// The configuration.
     pub bundle: Arc<Bundle>,
     /// Places in the shared counters.
@@ -54,8 +58,6 @@ pub struct Setup {
     pub lane: u32,
     /// TLS per frontend.
     pub tls: Vec<Option<TlsAcceptor>>,
-    /// This thread's own descriptors of the listening sockets.
-    pub listeners: Vec<(ListenerOwner, StdListener)>,
     /// Limits per frontend, then the worker's own last.
     pub limits: Vec<Vec<Arc<Capacity>>>,
     /// Access log.
@@ -64,8 +66,22 @@ pub struct Setup {
     pub active: Arc<AtomicU32>,
     /// The statistics page.
     pub page: Arc<StatsPage>,
-    /// Orders for all threads.
+    /// Orders.
     pub orders: watch::Receiver<Order>,
+    /// The way to a successor.
+    pub departure: Departure,
+}
+
+/// What one thread is given.
+pub struct Setup {
+    /// What it shares with the others.
+    pub shared: Shared,
+    /// Its own descriptors of the listening sockets.
+    pub listeners: Vec<(ListenerOwner, StdListener)>,
+    /// Connections from older workers.
+    pub arrivals: mpsc::UnboundedReceiver<Arrival>,
+    /// Held for as long as it may still accept.
+    pub accepting: Option<mpsc::Sender<()>>,
 }
 
 /// Runs the thread to its end; `ready` is told as soon as it could serve.
@@ -107,18 +123,19 @@ impl Drop for OpenGuard {
 }
 
 async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
+    let Setup { mut shared, listeners, arrivals, accepting } = setup;
     let thread = Rc::new(Thread {
-        bundle: Arc::clone(&setup.bundle),
+        bundle: Arc::clone(&shared.bundle),
         timers: Timers::default(),
-        logger: setup.logger.clone(),
-        active: Arc::clone(&setup.active),
+        logger: shared.logger.clone(),
+        active: Arc::clone(&shared.active),
         draining: Cell::new(false),
+        departure: OnceCell::new(),
     });
-    let open = Rc::new(Open::default());
-    let mut orders = setup.orders.clone();
-    let (backends, sites) = match build(&setup) {
+    let (backends, sites) = match build(&shared) {
         Ok(built) => built,
         Err(error) => {
+            // The receiver is gone only when the worker is ending anyway.
             let _ = ready.send(Err(error));
             return;
         }
@@ -126,82 +143,165 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
     // The receiver is gone only when the worker is ending anyway.
     let _ = ready.send(Ok(()));
     // A control thread that is gone means stop; `wait_for` fails only then.
-    let _ = orders.wait_for(|order| *order != Order::Wait).await;
-    if let Err(error) = listen(setup, &thread, &sites, &open) {
-        thread.logger.event(Severity::Critical, &format!("a thread cannot listen: {error}"));
+    let _ = shared.orders.wait_for(|order| *order != Order::Wait).await;
+    let mut serving = Serving { thread, backends, sites, open: Rc::default(), shared, arrivals, accepting };
+    if let Err(error) = serving.listen(listeners) {
+        serving.thread.logger.event(Severity::Critical, &format!("a thread cannot listen: {error}"));
         return;
     }
-    tokio::task::spawn_local(sweep(Rc::clone(&thread), backends));
-    let _ = orders.wait_for(|order| *order != Order::Serve).await;
-    thread.draining.set(true);
-    if open.count.get() > 0 || *orders.borrow() != Order::Stop {
-        finish(&thread, &open, orders).await;
+    tokio::task::spawn_local(sweep(Rc::clone(&serving.thread), serving.backends.clone()));
+    serving.follow().await;
+}
+
+/// A thread that serves.
+struct Serving {
+    thread: Rc<Thread>,
+    backends: Vec<Rc<upstream::Backend>>,
+    sites: Vec<Rc<Site>>,
+    open: Rc<Open>,
+    shared: Shared,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
+    accepting: Option<mpsc::Sender<()>>,
+}
+
+impl Serving {
+    /// Follows orders until the last connection is gone.
+    async fn follow(&mut self) {
+        let mut orders = self.shared.orders.clone();
+        let first = *orders.borrow_and_update();
+        self.obey(first);
+        let mut ending = first != Order::Serve;
+        loop {
+            tokio::select! {
+                order = next_order(&mut orders), if !self.thread.timers.is_stopping() => {
+                    self.obey(order);
+                    ending |= order != Order::Serve;
+                }
+                Some(arrival) = self.arrivals.recv() => self.admit(arrival),
+                () = self.open.none_left.notified() => {}
+            }
+            if ending && self.open.count.get() == 0 && !self.last_arrivals() {
+                return;
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Wait | Order::Serve => return,
+            Order::Drain { moving, .. } => {
+                let departure = moving.then(|| self.shared.departure.clone());
+                self.thread.drain(departure, &self.backends);
+            }
+            Order::Stop => {
+                self.thread.draining.set(true);
+                self.thread.timers.stop();
+            }
+        }
+        // The accept loops have their own, which they drop when they are done.
+        self.accepting = None;
+    }
+
+    /// Closes the way in; true when something had come through before.
+    fn last_arrivals(&mut self) -> bool {
+        self.arrivals.close();
+        match self.arrivals.try_recv() {
+            Ok(arrival) => {
+                self.admit(arrival);
+                true
+            }
+            Err(_empty) => false,
+        }
+    }
+
+    /// Takes over a connection that an older worker gave up.
+    fn admit(&self, arrival: Arrival) {
+        match arrival {
+            Arrival::Server(backend, server, socket) => {
+                if let Some(backend) = self.backends.get(backend)
+                    && let Ok(stream) = TcpStream::from_std(socket.into())
+                {
+                    backend.adopt(server, stream);
+                }
+            }
+            Arrival::Client { frontend, client, socket, go } => {
+                let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[frontend]));
+                let permits: Vec<_> = self.shared.limits[frontend].iter().map(Capacity::enter).collect();
+                let guard = OpenGuard::new(&self.open);
+                tokio::task::spawn_local(async move {
+                    if go.await.is_ok()
+                        && let Ok(stream) = TcpStream::from_std(socket.into())
+                    {
+                        proxy::resume(thread, site, stream, client).await;
+                    }
+                    drop((guard, permits));
+                });
+            }
+        }
+    }
+
+    /// Starts an accept loop per listener.
+    fn listen(&self, listeners: Vec<(ListenerOwner, StdListener)>) -> io::Result<()> {
+        for (owner, listener) in listeners {
+            let listener = TcpListener::from_std(listener)?;
+            let orders = self.shared.orders.clone();
+            // Whatever a loop still takes out of its queue belongs to this thread's life.
+            let busy = (OpenGuard::new(&self.open), self.accepting.clone());
+            match owner {
+                ListenerOwner::Frontend(index) => {
+                    let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[index]));
+                    let (open, limits) = (Rc::clone(&self.open), self.shared.limits[index].clone());
+                    let serve = move |stream: TcpStream, peer: SocketAddr, permits: Vec<Permit>| {
+                        let guard = OpenGuard::new(&open);
+                        let connection = proxy::serve(Rc::clone(&thread), Rc::clone(&site), stream, peer);
+                        tokio::task::spawn_local(async move {
+                            connection.await;
+                            drop((guard, permits));
+                        });
+                    };
+                    tokio::task::spawn_local(async move {
+                        accept_all(listener, &limits, orders, serve).await;
+                        drop(busy);
+                    });
+                }
+                ListenerOwner::Stats => {
+                    let page = Arc::clone(&self.shared.page);
+                    let serve = move |stream: TcpStream, _peer: SocketAddr, _permits: Vec<Permit>| {
+                        tokio::task::spawn_local(stats::serve(stream, Arc::clone(&page)));
+                    };
+                    tokio::task::spawn_local(async move {
+                        accept_all(listener, &[], orders, serve).await;
+                        drop(busy);
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 }
 
-/// Waits until the last connection is gone or the order to stop has come.
-async fn finish(thread: &Thread, open: &Open, mut orders: watch::Receiver<Order>) {
-    // The accept loops run once more, so that what they empty from a queue is counted here.
-    tokio::task::yield_now().await;
-    loop {
-        if open.count.get() == 0 {
-            return;
-        }
-        tokio::select! {
-            () = open.none_left.notified() => {}
-            _stopped = orders.wait_for(|order| *order == Order::Stop) => break,
-        }
-    }
-    thread.timers.stop();
-    while open.count.get() > 0 {
-        open.none_left.notified().await;
+/// The next order that is not the one before; a control thread that is gone means stop.
+async fn next_order(orders: &mut watch::Receiver<Order>) -> Order {
+    match orders.changed().await {
+        Ok(()) => *orders.borrow_and_update(),
+        Err(_gone) => Order::Stop,
     }
 }
 
 type Built = (Vec<Rc<upstream::Backend>>, Vec<Rc<Site>>);
 
-fn build(setup: &Setup) -> io::Result<Built> {
+fn build(shared: &Shared) -> io::Result<Built> {
     let outside = || io::Error::other("a slot lies outside the shared counters");
-    let backends = upstream::backends(&setup.bundle, &setup.slots, &setup.memory, setup.lane).ok_or_else(outside)?;
+    let backends =
+        upstream::backends(&shared.bundle, &shared.slots, &shared.memory, shared.lane).ok_or_else(outside)?;
     let mut sites = Vec::new();
-    for (index, frontend) in setup.bundle.frontends.iter().enumerate() {
-        let slot = setup.slots.frontends.get(index).and_then(|slot| setup.memory.slot(setup.lane, *slot));
+    for (index, frontend) in shared.bundle.frontends.iter().enumerate() {
+        let slot = shared.slots.frontends.get(index).and_then(|slot| shared.memory.slot(shared.lane, *slot));
         let backend = frontend.backend.and_then(|backend| backends.get(backend)).cloned();
-        let tls = setup.tls[index].clone();
-        sites.push(Rc::new(Site::new(&setup.bundle, index, slot.ok_or_else(outside)?, backend, tls)));
+        let tls = shared.tls[index].clone();
+        sites.push(Rc::new(Site::new(&shared.bundle, index, slot.ok_or_else(outside)?, backend, tls)));
     }
     Ok((backends, sites))
-}
-
-/// Starts an accept loop per listener.
-fn listen(setup: Setup, thread: &Rc<Thread>, sites: &[Rc<Site>], open: &Rc<Open>) -> io::Result<()> {
-    for (owner, listener) in setup.listeners {
-        let listener = TcpListener::from_std(listener)?;
-        let orders = setup.orders.clone();
-        match owner {
-            ListenerOwner::Frontend(index) => {
-                let (thread, site, open) = (Rc::clone(thread), Rc::clone(&sites[index]), Rc::clone(open));
-                let limits = setup.limits[index].clone();
-                let serve = move |stream: TcpStream, peer: SocketAddr, permits: Vec<Permit>| {
-                    let guard = OpenGuard::new(&open);
-                    let connection = proxy::serve(Rc::clone(&thread), Rc::clone(&site), stream, peer);
-                    tokio::task::spawn_local(async move {
-                        connection.await;
-                        drop((guard, permits));
-                    });
-                };
-                tokio::task::spawn_local(async move { accept_all(listener, &limits, orders, serve).await });
-            }
-            ListenerOwner::Stats => {
-                let page = Arc::clone(&setup.page);
-                let serve = move |stream: TcpStream, _peer: SocketAddr, _permits: Vec<Permit>| {
-                    tokio::task::spawn_local(stats::serve(stream, Arc::clone(&page)));
-                };
-                tokio::task::spawn_local(async move { accept_all(listener, &[], orders, serve).await });
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Fires deadlines and closes idle server connections, for as long as the thread lives.

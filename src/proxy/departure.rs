@@ -1,0 +1,46 @@
+//! How an idle connection leaves a draining worker for its successor.
+//! Made by `worker` for its threads, used by `connection` and `request`. Never gives up a connection
+//! that the other side has not taken.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::handoff::messages::{MovingClient, MovingServer};
+
+/// A connection that is ready to go, with a descriptor of its own.
+pub enum Leaving {
+    /// A client's; told whether it was taken.
+    Client(MovingClient, OwnedFd, oneshot::Sender<bool>),
+    /// A server's; nobody misses it when it is not taken.
+    Server(MovingServer, OwnedFd),
+}
+
+/// The way out of a draining worker.
+#[derive(Debug, Clone)]
+pub struct Departure(mpsc::UnboundedSender<Leaving>);
+
+impl Departure {
+    /// The way, and where the connections come out.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Leaving>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// Offers a client's connection; true when somebody else owns it from now on.
+    pub(super) async fn offer(&self, client: MovingClient, socket: &TcpStream) -> bool {
+        let Ok(copy) = socket.as_fd().try_clone_to_owned() else { return false };
+        let (tell, told) = oneshot::channel();
+        self.0.send(Leaving::Client(client, copy, tell)).is_ok() && told.await.unwrap_or(false)
+    }
+
+    /// Sends a server's idle connection away.
+    pub(super) fn send(&self, server: MovingServer, socket: TcpStream) {
+        if let Ok(socket) = socket.into_std() {
+            // A worker that is ending closes it, as it would have anyway.
+            let _ = self.0.send(Leaving::Server(server, socket.into()));
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Connections that change hands between a draining worker and its successor.
+//! Run by `control` on both sides. The sender owns a connection until the receiver has taken it.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::Bundle;
+use crate::handoff::messages::{Moved, Moving, MovingClient, MovingServer};
+use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS};
+use crate::proxy::Leaving;
+
+/// How long the successor may take for one batch.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of request heads in one batch; base64 and the rest of a message come on top.
+const MOST_UNREAD: usize = 64 * 1024;
+
+/// A connection that came from an older worker.
+pub enum Arrival {
+    /// A client's, for the frontend with this index; it goes on once `go` says so.
+    Client {
+        /// Frontend.
+        frontend: usize,
+        /// What is known of it.
+        client: MovingClient,
+        /// Its socket.
+        socket: OwnedFd,
+        /// Fails when the older worker keeps it after all.
+        go: oneshot::Receiver<()>,
+    },
+    /// An idle one to a server, for the backend and server with these indices.
+    Server(usize, usize, OwnedFd),
+}
+
+/// The newest worker behind a channel, once there is one.
+pub type Successor = watch::Receiver<Option<Arc<Channel>>>;
+
+type Client = (MovingClient, OwnedFd, oneshot::Sender<bool>);
+
+/// Sends away what the threads give up, batch by batch, until they are gone.
+pub async fn send_all(mut leaving: mpsc::UnboundedReceiver<Leaving>, successor: Successor) {
+    let mut waiting = Vec::new();
+    let mut broken: Option<Arc<Channel>> = None;
+    while leaving.recv_many(&mut waiting, MAX_DESCRIPTORS).await > 0 {
+        let (mut clients, mut servers) = (Vec::new(), Vec::new());
+        for one in waiting.drain(..) {
+            match one {
+                Leaving::Client(client, socket, tell) => clients.push((client, socket, tell)),
+                Leaving::Server(server, socket) => servers.push((server, socket)),
+            }
+        }
+        let Some(channel) = successor.borrow().clone() else { continue };
+        // A channel that failed once stays unused, until a newer worker comes with its own.
+        if broken.as_ref().is_some_and(|broken| Arc::ptr_eq(broken, &channel)) {
+            continue;
+        }
+        let sent = send_batches(&channel, clients).await;
+        if sent.is_err() || send_servers(&channel, servers).await.is_err() {
+            broken = Some(channel);
+        }
+    }
+}
+
+async fn send_batches(channel: &Channel, mut clients: Vec<Client>) -> Result<(), HandoffError> {
+    while !clients.is_empty() {
+        let count = batch(clients.iter().map(|(client, ..)| client.unread.len()));
+        let rest = clients.split_off(count);
+        send_clients(channel, std::mem::replace(&mut clients, rest)).await?;
+    }
+    Ok(())
+}
+
+/// How many of these fit into one message; at least one.
+fn batch(unread: impl Iterator<Item = usize>) -> usize {
+    let mut sum = 0;
+    let fitting = unread.take_while(|length| {
+        sum += length;
+        sum <= MOST_UNREAD
+    });
+    fitting.take(MAX_DESCRIPTORS).count().max(1)
+}
+
+/// An error drops the batch, which tells every connection in it that it stays.
+async fn send_clients(channel: &Channel, batch: Vec<Client>) -> Result<(), HandoffError> {
+    let message = Moving::Clients(batch.iter().map(|(client, ..)| client.clone()).collect());
+    let fds: Vec<_> = batch.iter().map(|(_, socket, _)| socket.as_fd()).collect();
+    channel.send(&message, &fds)?;
+    let moved = answer(channel).await?;
+    for (place, (_, _, tell)) in batch.into_iter().enumerate() {
+        // A connection that was ended meanwhile needs no answer.
+        let _ = tell.send(!moved.refused.contains(&place));
+    }
+    Ok(())
+}
+
+async fn send_servers(channel: &Channel, servers: Vec<(MovingServer, OwnedFd)>) -> Result<(), HandoffError> {
+    if servers.is_empty() {
+        return Ok(());
+    }
+    let fds: Vec<_> = servers.iter().map(|(_, socket)| socket.as_fd()).collect();
+    let names = servers.iter().map(|(server, _)| server.clone()).collect();
+    channel.send(&Moving::Servers(names), &fds)?;
+    answer(channel).await.map(drop)
+}
+
+/// Waits for the answer to a batch. After too long the channel is closed first and looked at once more:
+/// an answer that is not there by then can never be given, so nobody owns a connection twice.
+async fn answer(channel: &Channel) -> Result<Moved, HandoffError> {
+    let silent = || HandoffError::Silent { waited: PATIENCE };
+    let received = match tokio::time::timeout(PATIENCE, channel.recv::<Moved>()).await {
+        Ok(received) => received,
+        Err(_elapsed) => {
+            channel.shut();
+            channel.recv_blocking(Duration::ZERO)
+        }
+    };
+    received?.map(|(moved, _fds)| moved).ok_or_else(silent)
+}
+
+/// Where arrivals go: the serving threads in turn.
+pub struct Reception {
+    bundle: Arc<Bundle>,
+    threads: Vec<mpsc::UnboundedSender<Arrival>>,
+    next: usize,
+}
+
+impl Reception {
+    /// Distributes over these threads.
+    #[must_use]
+    pub fn new(bundle: Arc<Bundle>, threads: Vec<mpsc::UnboundedSender<Arrival>>) -> Self {
+        Self { bundle, threads, next: 0 }
+    }
+
+    /// Takes what an older worker sends, until it is gone.
+    pub async fn receive_all(mut self, channel: Channel) {
+        while let Ok(Some((moving, sockets))) = channel.recv::<Moving>().await {
+            let taken = match moving {
+                Moving::Clients(clients) => self.take_clients(&channel, clients, sockets),
+                Moving::Servers(servers) => self.take_servers(&channel, servers, sockets),
+            };
+            if taken.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Every connection waits on its thread until the older worker has been told that it is ours.
+    fn take_clients(
+        &mut self,
+        channel: &Channel,
+        clients: Vec<MovingClient>,
+        sockets: Vec<OwnedFd>,
+    ) -> Result<(), HandoffError> {
+        let (mut refused, mut going) = (Vec::new(), Vec::with_capacity(clients.len()));
+        if clients.len() != sockets.len() {
+            return channel.send(&Moved { refused: (0..clients.len()).collect() }, &[]);
+        }
+        for (place, (client, socket)) in clients.into_iter().zip(sockets).enumerate() {
+            let (start, go) = oneshot::channel();
+            let frontend = plain_frontend(&self.bundle, &client.frontend);
+            let taken = frontend.is_some_and(|frontend| self.deal(Arrival::Client { frontend, client, socket, go }));
+            if taken { going.push(start) } else { refused.push(place) }
+        }
+        channel.send(&Moved { refused }, &[])?;
+        for start in going {
+            // A thread that is ending anyway has closed it.
+            let _ = start.send(());
+        }
+        Ok(())
+    }
+
+    fn take_servers(
+        &mut self,
+        channel: &Channel,
+        servers: Vec<MovingServer>,
+        sockets: Vec<OwnedFd>,
+    ) -> Result<(), HandoffError> {
+        for (server, socket) in servers.into_iter().zip(sockets) {
+            if let Some((backend, server)) = place_of(&self.bundle, &server) {
+                self.deal(Arrival::Server(backend, server, socket));
+            }
+        }
+        channel.send(&Moved { refused: Vec::new() }, &[])
+    }
+
+    /// Gives an arrival to the next thread that still serves.
+    fn deal(&mut self, mut arrival: Arrival) -> bool {
+        for _ in 0..self.threads.len() {
+            self.next = (self.next + 1) % self.threads.len();
+            match self.threads[self.next].send(arrival) {
+                Ok(()) => return true,
+                Err(mpsc::error::SendError(back)) => arrival = back,
+            }
+        }
+        false
+    }
+}
+
+/// The frontend of this name, if plain connections may still go on there.
+fn plain_frontend(bundle: &Bundle, name: &str) -> Option<usize> {
+    bundle.frontends.iter().position(|frontend| frontend.name == name && frontend.tls.is_none())
+}
+
+fn place_of(bundle: &Bundle, moving: &MovingServer) -> Option<(usize, usize)> {
+    let backend = bundle.backends.iter().position(|backend| backend.name == moving.backend)?;
+    let server = bundle.backends[backend].servers.iter().position(|server| server.name == moving.server)?;
+    Some((backend, server))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_fits_into_one_message() {
+        assert_eq!(batch([0; 300].into_iter()), MAX_DESCRIPTORS);
+        assert_eq!(batch([MOST_UNREAD / 2 + 1; 5].into_iter()), 1);
+        assert_eq!(batch([MOST_UNREAD / 4; 5].into_iter()), 4);
+        assert_eq!(batch([MOST_UNREAD * 2].into_iter()), 1, "what travels alone travels all the same");
+    }
+}
