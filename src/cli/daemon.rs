@@ -4,6 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -41,7 +42,7 @@ pub(super) fn start(args: &RunArgs) -> u8 {
 fn launch(args: &RunArgs) -> std::io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(["run", "--behind", "--config"]).arg(absolute(&args.config));
+    command.arg0("proxy").args(["run", "--behind", "--config"]).arg(absolute(&args.config));
     if let Some(path) = &args.pid_file {
         command.arg("--pid-file").arg(absolute(path));
     }

@@ -37,6 +37,8 @@ const NOT_RUNNING: u8 = 4;
 pub fn main() -> ExitCode {
     // The local time zone is a file: read now, before threads exist and chroot hides it.
     Zone::local();
+    // Started through /proc/self/exe, the kernel would call us "exe"; a wrong name is no reason to fail.
+    let _ = nix::sys::prctl::set_name(c"proxy");
     let argv: Vec<String> = match std::env::args_os().map(std::ffi::OsString::into_string).collect() {
         Ok(argv) => argv,
         Err(argument) => {

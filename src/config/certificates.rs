@@ -178,6 +178,106 @@ mod tests {
         assert_eq!(parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap().names, ["box.example"]);
     }
 
+    fn params(name: &str) -> rcgen::CertificateParams {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params
+    }
+
+    #[test]
+    fn a_chain_in_any_order_begins_with_the_leaf_and_leaves_strangers_out() {
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertifiedIssuer::self_signed(params("root"), key()).unwrap();
+        let middle = rcgen::CertifiedIssuer::signed_by(params("middle"), key(), &root).unwrap();
+        let leaf_key = key();
+        let leaf = params("leaf").signed_by(&leaf_key, &middle).unwrap();
+        let parts = [leaf.pem(), middle.pem(), root.pem(), pair("stranger.example").0, leaf_key.serialize_pem()];
+        let wanted = [leaf.der().to_vec(), middle.der().to_vec(), root.der().to_vec()];
+        for turn in 0..parts.len() {
+            // Their number is prime: every step visits each part once.
+            for step in 1..parts.len() {
+                let text: String = (0..parts.len()).map(|n| parts[(turn + n * step) % parts.len()].as_str()).collect();
+                let loaded = parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap();
+                assert_eq!(loaded.chain, wanted, "turned by {turn}, in steps of {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn alternative_names_are_all_there_is_beside_a_common_name() {
+        let names = ["A.example", "*.b.example", "192.0.2.1", "2001:db8::1"].map(str::to_owned);
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "c.example");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let text = params.self_signed(&key).unwrap().pem() + &key.serialize_pem();
+        let loaded = parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap();
+        assert_eq!(loaded.names, ["a.example", "*.b.example", "192.0.2.1", "2001:db8::1"]);
+    }
+
+    #[test]
+    fn of_several_keys_the_one_of_a_certificate_is_taken() {
+        let ((certificate, key), (_, other)) = (pair("a.example"), pair("b.example"));
+        for text in [format!("{other}{key}{certificate}"), format!("{certificate}{key}{other}")] {
+            let loaded = parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap();
+            let (_, expected) = <(SectionKind, Vec<u8>)>::pem_slice_iter(key.as_bytes()).next().unwrap().unwrap();
+            assert_eq!((loaded.key_format, loaded.key), (KeyFormat::Pkcs8, expected));
+        }
+    }
+
+    /// The key inside a PKCS#8 document, in the older form of its algorithm.
+    fn older_form(key: &rcgen::KeyPair, label: &str, before: &[u8]) -> String {
+        let pkcs8 = key.serialize_der();
+        let at = pkcs8.windows(before.len()).position(|window| window == before).unwrap() + before.len();
+        // The octet string's own length takes one byte, or three from 256 bytes on.
+        let inner = if pkcs8[at] == 0x82 { &pkcs8[at + 3..] } else { &pkcs8[at + 1..] };
+        let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, inner);
+        format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+    }
+
+    #[test]
+    fn keys_in_their_older_forms_are_understood() {
+        let rsa = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+        let ec = rcgen::KeyPair::generate().unwrap();
+        for (key, label, before, format) in [
+            (&rsa, "RSA PRIVATE KEY", &[0x05, 0x00, 0x04][..], KeyFormat::Pkcs1),
+            (&ec, "EC PRIVATE KEY", &[0x03, 0x01, 0x07, 0x04][..], KeyFormat::Sec1),
+        ] {
+            let text = params("a.example").self_signed(key).unwrap().pem() + &older_form(key, label, before);
+            let loaded = parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap();
+            assert_eq!((loaded.key_format, loaded.names), (format, vec![String::from("a.example")]));
+        }
+    }
+
+    #[test]
+    fn certificate_and_key_may_be_two_files_without_final_newlines() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = pair("a.example");
+        let (crt, secret) = (folder.path().join("a.crt"), folder.path().join("a.key"));
+        std::fs::write(&crt, certificate.trim_end()).unwrap();
+        std::fs::write(&secret, key.trim_end()).unwrap();
+        assert_eq!(load(&crt, Some(&secret)).unwrap().names, ["a.example"]);
+        let trouble = load(&folder.path().join("none.crt"), None).unwrap_err();
+        assert!(trouble.0.contains("cannot read") && trouble.0.contains("none.crt"), "{trouble:?}");
+    }
+
+    #[test]
+    fn broken_content_is_named_for_what_it_is() {
+        let (certificate, key) = pair("a.example");
+        let wrong_base64 = key.replace("-----\n", "-----\n!");
+        let not_der = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let not_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+        for (text, problem) in [
+            (format!("{certificate}{wrong_base64}"), "is not PEM"),
+            (format!("{not_der}{key}"), "broken certificate"),
+            (format!("{certificate}{not_key}"), "is unusable"),
+            (String::new(), "no certificate"),
+        ] {
+            let trouble = parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap_err();
+            assert!(trouble.0.contains(problem) && trouble.0.contains("x.pem"), "{problem}: {trouble:?}");
+        }
+    }
+
     #[test]
     fn missing_halves_are_named() {
         let (certificate, key) = pair("a.example");

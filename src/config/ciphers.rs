@@ -80,3 +80,67 @@ fn group(name: Text, section: &Section<'_>) -> Option<String> {
     section.report.error(name.span, format!("unknown group `{}`", name.text), label);
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use toml::de::DeTable;
+
+    use super::*;
+    use crate::config::report::Report;
+
+    #[test]
+    fn every_suite_of_the_library_has_its_two_names_here() {
+        let library: BTreeSet<_> = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES
+            .iter()
+            .map(|suite| format!("{:?}", suite.suite()).replace("TLS13_", "TLS_"))
+            .collect();
+        assert_eq!(SUITES.map(|(iana, _)| iana.to_owned()).into_iter().collect::<BTreeSet<_>>(), library);
+        let openssl = |iana: &str| {
+            let words = iana.trim_start_matches("TLS_").replace("_WITH", "").replace('_', "-");
+            words.replace("AES-", "AES").replace("CHACHA20-POLY1305-SHA256", "CHACHA20-POLY1305")
+        };
+        for (iana, name) in SUITES.into_iter().filter(|(iana, _)| iana.contains("_WITH_")) {
+            assert_eq!(openssl(iana), name);
+        }
+    }
+
+    /// Settings read from a TLS section, and what was wrong with it.
+    fn read(text: &str, defaults: &TlsDefaults) -> (TlsDefaults, String) {
+        let table = DeTable::parse(text).unwrap();
+        let report = Report::new(Path::new("f.toml"), text);
+        let settings = defaults.with(&mut Section::new(table.get_ref(), 0..0, "[tls]", &report));
+        (settings, report.errors().0)
+    }
+
+    #[test]
+    fn settings_of_a_section_replace_the_defaults_one_by_one() {
+        let defaults = TlsDefaults { groups: vec!["P-256".into()], ..TlsDefaults::default() };
+        let text = "min-version = \"1.3\"\nciphers = [\"ecdhe-rsa-aes256-gcm-sha384\", \"tls_aes_128_gcm_sha256\"]";
+        let (settings, errors) = read(text, &defaults);
+        assert_eq!(errors, "");
+        assert!(!settings.tls12);
+        assert_eq!(settings.ciphers, ["TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384", "TLS_AES_128_GCM_SHA256"]);
+        assert_eq!(settings.groups, ["P-256"]);
+        let (settings, errors) = read("groups = [\"X25519\"]", &defaults);
+        assert_eq!((settings.tls12, settings.groups, errors), (true, vec![String::from("X25519")], String::new()));
+    }
+
+    #[test]
+    fn what_the_library_lacks_is_refused_with_advice() {
+        for (text, problem, advice) in [
+            ("ciphers = \"DHE-RSA-AES256-GCM-SHA384\"", "DHE-RSA-AES256-GCM-SHA384", "leave it out"),
+            ("ciphers = \"TLS_RSA_WITH_AES_128_CBC_SHA\"", "TLS_RSA_WITH_AES_128_CBC_SHA", "leave it out"),
+            ("ciphers = \"RC4-SHA\"", "RC4-SHA", "leave it out"),
+            ("ciphers = \"ECDHE-RSA-AES256-GCM-SHA385\"", "unknown cipher suite", "did you mean"),
+            ("groups = \"X25518\"", "unknown group", "did you mean `X25519`?"),
+            ("groups = \"sect571r1\"", "unknown group", "`secp"),
+            ("min-version = \"1.1\"", "`min-version` cannot be `1.1`", "`1.2`"),
+        ] {
+            let (_, errors) = read(text, &TlsDefaults::default());
+            assert!(errors.contains(problem) && errors.contains(advice), "{text}: {errors}");
+        }
+    }
+}

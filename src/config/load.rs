@@ -21,8 +21,10 @@ use super::{Bundle, CONFIG_VERSION, Loaded, Rejected, process, stats};
 /// # Errors
 /// Every problem of the file at once.
 pub fn load(path: &Path, check_format: &dyn Fn(&str) -> Result<(), String>) -> Result<Loaded, Rejected> {
-    let source = std::fs::read_to_string(path)
-        .map_err(|error| Rejected { rendered: format!("error: cannot read {}: {error}", path.display()), errors: 1 })?;
+    let source = std::fs::read_to_string(path).map_err(|error| {
+        let brief = format!("cannot read {}: {error}", path.display());
+        Rejected { rendered: format!("error: {brief}"), brief, errors: 1 }
+    })?;
     let report = Report::new(path, &source);
     let (table, syntax) = DeTable::parse_recoverable(&source);
     for error in &syntax {
@@ -32,7 +34,7 @@ pub fn load(path: &Path, check_format: &dyn Fn(&str) -> Result<(), String>) -> R
     let bundle = read(Section::new(table.get_ref(), span, "", &report), &source, check_format);
     let (rendered, errors) = report.errors();
     if errors > 0 {
-        return Err(Rejected { rendered, errors });
+        return Err(Rejected { rendered, brief: report.brief(), errors });
     }
     Ok(Loaded { bundle, warnings: report.warnings() })
 }

@@ -30,6 +30,8 @@ pub const DEFAULT_PATH: &str = "/etc/proxy/proxy.toml";
 pub struct Rejected {
     /// Human-readable report: each problem with file:line:column, source line and caret.
     pub rendered: String,
+    /// The same for a log: a line each, without source lines, which may hold secrets.
+    pub brief: String,
     /// Number of problems.
     pub errors: usize,
 }

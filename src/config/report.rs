@@ -67,9 +67,19 @@ impl<'a> Report<'a> {
         (rendered.join("\n\n"), rendered.len())
     }
 
-    /// All warnings, rendered.
+    /// All errors, one line each and without the source, which may hold secrets.
+    pub(super) fn brief(&self) -> String {
+        let lines: Vec<_> = self.errors.borrow().iter().map(|problem| self.line(problem)).collect();
+        lines.join("\n")
+    }
+
+    /// All warnings, one line each and without the source, which may hold secrets.
     pub(super) fn warnings(&self) -> Vec<String> {
-        self.warnings.borrow().iter().map(|problem| self.render(Level::WARNING, problem)).collect()
+        self.warnings.borrow().iter().map(|problem| format!("warning: {}", self.line(problem))).collect()
+    }
+
+    fn line(&self, problem: &Problem) -> String {
+        format!("{}: {}; {}", self.place(problem.span.start), problem.message, problem.label)
     }
 
     fn render(&self, level: Level<'static>, problem: &Problem) -> String {

@@ -133,10 +133,11 @@ impl Channel {
 
     fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, HandoffError> {
         let mut text = vec![0; MAX_MESSAGE];
-        let (length, fds) = receive_descriptors(self.fd.as_fd(), &mut text, MsgFlags::MSG_DONTWAIT)?;
-        if length == 0 {
-            return Ok(None);
-        }
+        let (length, fds) = match receive_descriptors(self.fd.as_fd(), &mut text, MsgFlags::MSG_DONTWAIT) {
+            // A peer that ended with our messages unread is gone like any other.
+            Ok((0, _)) | Err(HandoffError::Channel(Errno::ECONNRESET)) => return Ok(None),
+            received => received?,
+        };
         Ok(Some((serde_json::from_slice(&text[..length])?, fds)))
     }
 }

@@ -48,7 +48,11 @@ pub fn take(path: &Path) -> Result<Vec<OwnedFd>, HandoffError> {
         }
         taken.extend(fds);
         let so_far = i32::try_from(taken.len()).unwrap_or(i32::MAX);
-        stream.write_all(&so_far.to_ne_bytes()).map_err(HandoffError::Io)?;
+        let acknowledged = stream.write_all(&so_far.to_ne_bytes());
+        // HAProxy does not wait for the last acknowledgement.
+        if taken.len() < count {
+            acknowledged.map_err(HandoffError::Io)?;
+        }
     }
     Ok(taken)
 }
@@ -63,13 +67,17 @@ pub fn give(mut stream: UnixStream, listeners: &[BorrowedFd<'_>]) -> Result<(), 
     stream.set_write_timeout(Some(PATIENCE)).map_err(HandoffError::Io)?;
     let count = i32::try_from(listeners.len()).unwrap_or(0);
     stream.write_all(&count.to_ne_bytes()).map_err(HandoffError::Io)?;
+    let mut left = listeners.len();
     for batch in listeners.chunks(BATCH) {
         let raw: Vec<RawFd> = batch.iter().map(|fd| fd.as_raw_fd()).collect();
         let description = DESCRIPTION.repeat(batch.len());
         let rights = [ControlMessage::ScmRights(&raw)];
         sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&description)], &rights, MsgFlags::MSG_NOSIGNAL, None)
             .map_err(HandoffError::Channel)?;
-        stream.read_exact(&mut [0; 4]).map_err(HandoffError::Io)?;
+        left -= batch.len();
+        if left > 0 {
+            stream.read_exact(&mut [0; 4]).map_err(HandoffError::Io)?;
+        }
     }
     Ok(())
 }

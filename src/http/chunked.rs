@@ -9,7 +9,10 @@ use super::line::{is_value, parse_field};
 use super::{Name, Refusal};
 
 const MAX_DIGITS: u8 = 16;
+/// Bytes of one chunk's extension.
 const MAX_EXTENSION: u16 = 256;
+/// Bytes of extensions a body may hold beyond twice its data: one that is mostly extensions is an attack.
+const MAX_EXTENSIONS: u64 = 16 * 1024;
 const MAX_TRAILERS: usize = 8192;
 
 /// What one call of [`Chunked::decode`] found.
@@ -44,6 +47,8 @@ pub struct Chunked {
     /// Bytes of the trailer section so far, dropped fields included.
     seen: usize,
     trailers: Vec<u8>,
+    /// Bytes of extensions so far that no data made up for.
+    extensions: u64,
 }
 
 impl Default for Chunked {
@@ -56,7 +61,8 @@ impl Chunked {
     /// A decoder at the start of a body.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::Size { value: 0, digits: 0 }, line: Vec::new(), seen: 0, trailers: Vec::new() }
+        let state = State::Size { value: 0, digits: 0 };
+        Self { state, line: Vec::new(), seen: 0, trailers: Vec::new(), extensions: 0 }
     }
 
     /// Decodes until the next piece of data, the end of the body or the end of the input.
@@ -78,6 +84,9 @@ impl Chunked {
                 state => {
                     self.state = step(state, input[at])?;
                     at += 1;
+                    if let (State::Extension { value, len }, State::SizeLf { .. }) = (state, self.state) {
+                        self.charge(value, len)?;
+                    }
                 }
             }
         }
@@ -88,6 +97,12 @@ impl Chunked {
     #[must_use]
     pub fn trailers(&self) -> &[u8] {
         &self.trailers
+    }
+
+    /// Counts an extension of `len` bytes before `size` bytes of data (RFC 9112 section 7.1.1 asks for a limit).
+    fn charge(&mut self, size: u64, len: u16) -> Result<(), Refusal> {
+        self.extensions = (self.extensions + u64::from(len)).saturating_sub(size.saturating_mul(2));
+        if self.extensions > MAX_EXTENSIONS { Err(Refusal::ChunkExtension) } else { Ok(()) }
     }
 
     /// Takes at most one trailer line and returns the bytes used.

@@ -50,10 +50,10 @@ pub enum Refusal {
     /// Both framings at once.
     #[error("Content-Length together with Transfer-Encoding")]
     LengthAndCoding,
-    /// Chunked applied twice, or an empty coding.
+    /// Chunked applied twice or not last, or an empty coding.
     #[error("malformed Transfer-Encoding")]
     Coding,
-    /// Coding other than chunked.
+    /// Coding other than chunked, underneath chunked.
     #[error("unknown transfer coding")]
     CodingUnknown,
     /// Transfer-Encoding in an HTTP/1.0 message.
@@ -80,7 +80,7 @@ pub enum Refusal {
     /// Chunk size not hexadecimal or too large.
     #[error("malformed chunk size")]
     ChunkSize,
-    /// Chunk extension malformed or too long.
+    /// Chunk extension malformed or too long, or too many of them.
     #[error("malformed chunk extension")]
     ChunkExtension,
     /// Chunk data not followed by CRLF.

@@ -27,7 +27,7 @@ pub(super) struct Declared {
 
 /// Reads Content-Length, Transfer-Encoding and Connection.
 pub(super) fn declared(buf: &[u8], fields: &[Field], version: Version) -> Result<Declared, Refusal> {
-    let (mut length, mut coding) = (None, None);
+    let mut length = None;
     let (mut close, mut keep) = (false, false);
     for field in fields {
         let value = field.value.of(buf);
@@ -36,12 +36,6 @@ pub(super) fn declared(buf: &[u8], fields: &[Field], version: Version) -> Result
                 let length_before = length.replace(content_length(value)?);
                 if length_before.is_some() {
                     return Err(Refusal::ContentLengthRepeated);
-                }
-            }
-            Name::TransferEncoding => {
-                check_coding(value)?;
-                if coding.replace(()).is_some() {
-                    return Err(Refusal::Coding);
                 }
             }
             Name::Connection => {
@@ -53,12 +47,12 @@ pub(super) fn declared(buf: &[u8], fields: &[Field], version: Version) -> Result
             _ => {}
         }
     }
-    let body = match (length, coding) {
-        (Some(_), Some(())) => return Err(Refusal::LengthAndCoding),
-        (None, Some(())) if version == Version::Http10 => return Err(Refusal::CodingInHttp10),
-        (None, Some(())) => Some(Body::Chunked),
-        (Some(length), None) => Some(Body::Length(length)),
-        (None, None) => None,
+    let body = match (length, is_chunked(buf, fields)?) {
+        (Some(_), true) => return Err(Refusal::LengthAndCoding),
+        (None, true) if version == Version::Http10 => return Err(Refusal::CodingInHttp10),
+        (None, true) => Some(Body::Chunked),
+        (Some(length), false) => Some(Body::Length(length)),
+        (None, false) => None,
     };
     Ok(Declared { body, keep_alive: !close && (version == Version::Http11 || keep) })
 }
@@ -81,11 +75,23 @@ fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     })
 }
 
-/// Accepts `chunked` and nothing else.
-fn check_coding(value: &[u8]) -> Result<(), Refusal> {
-    if value.eq_ignore_ascii_case(b"chunked") {
-        return Ok(());
+/// Whether the body is chunked. All Transfer-Encoding fields are one list, of which `chunked` alone is understood; a
+/// list that ends in anything else says nothing about where the body ends (RFC 9112 section 6.3).
+fn is_chunked(buf: &[u8], fields: &[Field]) -> Result<bool, Refusal> {
+    let values = fields.iter().filter(|field| field.id == Name::TransferEncoding).map(|field| field.value.of(buf));
+    let (mut count, mut chunked, mut last) = (0, 0, false);
+    for coding in values.flat_map(tokens) {
+        if coding.is_empty() {
+            return Err(Refusal::Coding);
+        }
+        last = coding.eq_ignore_ascii_case(b"chunked");
+        count += 1;
+        chunked += usize::from(last);
     }
-    let unknown = tokens(value).any(|token| !token.is_empty() && !token.eq_ignore_ascii_case(b"chunked"));
-    Err(if unknown { Refusal::CodingUnknown } else { Refusal::Coding })
+    match (count, chunked) {
+        (0, _) => Ok(false),
+        (1, 1) => Ok(true),
+        (_, 1) if last => Err(Refusal::CodingUnknown),
+        _ => Err(Refusal::Coding),
+    }
 }

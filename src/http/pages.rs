@@ -12,8 +12,7 @@ use crate::config::HeaderEdits;
 /// request was HEAD) only up to its empty line.
 pub fn write_error_response(out: &mut Vec<u8>, status: u16, page: Option<&[u8]>, head_only: bool) {
     if let Some(page) = page {
-        let head = memchr::memmem::find(page, b"\r\n\r\n").map_or(page.len(), |at| at + 4);
-        out.extend_from_slice(if head_only { &page[..head] } else { page });
+        out.extend_from_slice(if head_only { head_of(page) } else { page });
         return;
     }
     let (reason, text) = wording(status);
@@ -31,6 +30,12 @@ pub fn write_error_response(out: &mut Vec<u8>, status: u16, page: Option<&[u8]>,
     if !head_only {
         let _ = write!(out, "{HEAD}{status} {reason}{MIDDLE}{text}{TAIL}");
     }
+}
+
+/// A raw page up to its empty line, whichever line ends its author used.
+fn head_of(page: &[u8]) -> &[u8] {
+    let ends = [&b"\r\n\r\n"[..], b"\n\n"].map(|end| memchr::memmem::find(page, end).map(|at| at + end.len()));
+    &page[..ends.into_iter().flatten().min().unwrap_or(page.len())]
 }
 
 /// Writes a redirect without a body. `location` comes from [`super::redirect_location`].

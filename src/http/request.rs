@@ -2,6 +2,8 @@
 //! Called by `proxy` with everything a client has sent since its last request.
 //! Never reads beyond the head and never allocates beyond the reused list of fields.
 
+use std::net::Ipv6Addr;
+
 use super::framing::declared;
 use super::line::{head_end, is_target, is_token, parse_fields};
 use super::{Body, Field, HeadLimits, Name, Refusal, Span};
@@ -213,17 +215,20 @@ fn is_host(text: &[u8]) -> bool {
     }
     let (name_ok, rest) = if let Some(inner) = text.strip_prefix(b"[") {
         let Some(end) = memchr::memchr(b']', inner) else { return false };
-        let literal = &inner[..end];
-        let ok = !literal.is_empty() && literal.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
-        (ok, &inner[end + 1..])
+        let literal = std::str::from_utf8(&inner[..end]);
+        (literal.is_ok_and(|literal| literal.parse::<Ipv6Addr>().is_ok()), &inner[end + 1..])
     } else {
         let end = memchr::memchr(b':', text).unwrap_or(text.len());
-        (end > 0 && text[..end].iter().all(|&b| is_name_byte(b)), &text[end..])
+        (end > 0 && is_name(&text[..end]), &text[end..])
     };
     let port_ok = rest.is_empty() || rest.strip_prefix(b":").is_some_and(|port| port.iter().all(u8::is_ascii_digit));
     name_ok && port_ok
 }
 
-fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte)
+/// `reg-name` of RFC 3986 section 3.2.2, where every `%` begins two hexadecimal digits.
+fn is_name(text: &[u8]) -> bool {
+    text.iter().enumerate().all(|(at, &byte)| match byte {
+        b'%' => matches!(text.get(at + 1..at + 3), Some([a, b]) if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()),
+        _ => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
+    })
 }

@@ -2,6 +2,8 @@
 //! Run by `cargo test --lib http`.
 //! Never touches a socket.
 
+mod written;
+
 use super::*;
 use crate::config::{HeaderEdits, Redirect};
 
@@ -37,7 +39,9 @@ fn refused_requests() {
         (400, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
         (400, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ,chunked\r\n\r\n"),
         (501, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"),
-        (501, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n"),
+        (501, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        (400, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n"),
+        (400, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n"),
         (400, "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"),
         (400, "GET / HTTP/1.1\nHost: a\n\n"),
         (400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n"),

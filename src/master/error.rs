@@ -107,6 +107,15 @@ pub enum MasterError {
 }
 
 impl MasterError {
+    /// What may go into a log: as [`Self::chain`], but nothing quoted from the configuration.
+    #[must_use]
+    pub fn brief(&self) -> String {
+        match self {
+            Self::Rejected(rejected) => rejected.brief.clone(),
+            other => other.chain(),
+        }
+    }
+
     /// The whole chain of causes.
     #[must_use]
     pub fn chain(&self) -> String {

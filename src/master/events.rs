@@ -19,6 +19,8 @@ pub(super) enum Event {
     Refused(String),
     /// A worker said something.
     Worker(u64, FromWorker),
+    /// A worker's process wrote a line to stderr.
+    WorkerSaid(u32, String),
     /// A worker's process ended; its exit status as text.
     WorkerEnded(u64, String),
     /// SIGHUP or SIGUSR2.

@@ -137,7 +137,7 @@ impl Master {
             ending: Ending::No,
         };
         for warning in &prepared.warnings {
-            master.say(Severity::Warning, warning);
+            master.show(Severity::Warning, warning);
         }
         master.commit(prepared, ReloadMode::Handover)?;
         master
@@ -183,6 +183,7 @@ impl Master {
             Event::Refused(message) => self.say(Severity::Warning, &message),
             Event::Worker(generation, FromWorker::LogLost(target)) => self.log_sockets.lost(generation, target),
             Event::Worker(..) => {}
+            Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
             Event::WorkerEnded(generation, status) => self.bury(generation, &status),
             Event::ReloadSignal => self.wishes.push(Wish { mode: None, caller: None }),
             Event::FinishSignal => self.end(Ending::WhenDrained),
@@ -276,12 +277,14 @@ impl Master {
             Ok(warnings)
         });
         let took = running.began.elapsed();
-        let (outcome, message, warnings) = match committed {
+        let (outcome, message, answer) = match committed {
             Ok(warnings) => {
                 let text = format!("generation {} serves after {} ms", self.generation, took.as_millis());
-                (Outcome::Applied, text, warnings)
+                let mut answer = Answer::new(Outcome::Applied, text.clone());
+                answer.warnings = warnings;
+                (Outcome::Applied, text, answer)
             }
-            Err((outcome, error)) => (outcome, error.chain(), Vec::new()),
+            Err((outcome, error)) => (outcome, error.brief(), Answer::new(outcome, error.chain())),
         };
         if outcome != Outcome::Applied && !self.workers.any_serving() {
             self.respawn.failed(Instant::now());
@@ -299,9 +302,7 @@ impl Master {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         for caller in running.callers {
             // A caller that broke off has nobody left to be told.
-            let mut answer = Answer::new(outcome, message.clone());
-            answer.warnings.clone_from(&warnings);
-            let _ = caller.send(answer);
+            let _ = caller.send(answer.clone());
         }
     }
 
@@ -449,6 +450,11 @@ impl Master {
         for line in message.lines().filter(|line| !line.trim().is_empty()) {
             self.log.event(severity, line);
         }
+        self.show(severity, message);
+    }
+
+    /// On stderr alone.
+    fn show(&self, severity: Severity, message: &str) {
         if !self.options.quiet || severity <= Severity::Error {
             // Where stderr is closed nobody watches.
             let _ = writeln!(std::io::stderr(), "{message}");

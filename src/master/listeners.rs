@@ -71,9 +71,13 @@ pub(super) fn from_daemon(path: &Path) -> Result<Vec<Arc<OwnedFd>>, MasterError>
     usable(taken)
 }
 
+/// What is no TCP listener is closed here.
 fn usable(taken: Vec<OwnedFd>) -> Result<Vec<Arc<OwnedFd>>, MasterError> {
-    for fd in &taken {
-        socket::adopt(fd).map_err(MasterError::Adopt)?;
+    let mut usable = Vec::with_capacity(taken.len());
+    for fd in taken {
+        if socket::adopt(&fd).map_err(MasterError::Adopt)? {
+            usable.push(Arc::new(fd));
+        }
     }
-    Ok(taken.into_iter().map(Arc::new).collect())
+    Ok(usable)
 }

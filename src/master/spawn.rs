@@ -8,14 +8,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::process::{Child, Command};
+use nix::errno::Errno;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::{mpsc, oneshot};
 
 use super::MasterError;
 use super::events::Event;
 use crate::config::Bundle;
 use crate::handoff::messages::{FromWorker, ListenerOwner, PROTOCOL_VERSION, Slots, Start, ToWorker};
-use crate::handoff::{Channel, MAX_DESCRIPTORS, memfd};
+use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS, memfd};
 use crate::logging;
 
 /// A worker that is not ready after this long is given up.
@@ -82,18 +84,27 @@ pub(super) struct Orders<'a> {
 /// Starts a worker and waits until it could serve. Its later messages and its end become events.
 pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Event>) -> Result<Worker, MasterError> {
     let (channel, theirs) = Channel::pair()?;
-    let child = Command::new("/proc/self/exe")
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("proxy")
         .arg("worker")
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(MasterError::Spawn)?;
     let pid = child.id().unwrap_or(0);
+    if let Some(stderr) = child.stderr.take() {
+        tokio::spawn(relay(stderr, pid, events.clone()));
+    }
     let (generation, lane, slots) = (orders.generation, orders.lane, orders.slots.clone());
     let bundle = Arc::clone(&orders.bundle);
-    hand_over(&channel, orders)?;
+    match hand_over(&channel, orders) {
+        // It has ended already; what it said last is still there to be read.
+        Err(MasterError::Channel(HandoffError::Channel(Errno::EPIPE | Errno::ECONNRESET))) => {}
+        handed => handed?,
+    }
     await_ready(&channel).await?;
     let channel = Arc::new(channel);
     let (listening, sender) = (Arc::clone(&channel), events.clone());
@@ -119,6 +130,16 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
         deadline: None,
         kill: Some(kill),
     })
+}
+
+/// What a worker says on stderr is a panic, as a rule: it belongs into the log, wherever our own stderr goes.
+async fn relay(stderr: ChildStderr, pid: u32, events: mpsc::UnboundedSender<Event>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        if events.send(Event::WorkerSaid(pid, line)).is_err() {
+            return;
+        }
+    }
 }
 
 /// Waits for a worker's end and tells of it. Signals go through here: only who reaps a process knows

@@ -62,6 +62,8 @@ pub enum Next {
     KeepAlive,
     /// An orderly close.
     Close,
+    /// An orderly close although the client may still be sending: what it sends is taken in for a while.
+    Linger,
     /// A reset, so that the client cannot take what it has for the whole.
     Abort,
 }
@@ -116,7 +118,8 @@ pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: 
     loop {
         match request::serve_one(&mut client).await {
             Next::KeepAlive => client.rest(),
-            Next::Close => return client.close().await,
+            Next::Close => return client.close(false).await,
+            Next::Linger => return client.close(true).await,
             Next::Abort => {
                 // Best effort: without it the client sees an end where there was a break.
                 let _ = client.stream.socket().set_zero_linger();
@@ -155,10 +158,10 @@ impl Client {
         }
     }
 
-    /// Says goodbye, then waits briefly for the client's end if it had more to say.
-    async fn close(mut self) {
+    /// Says goodbye, then waits briefly for the client's end if it had, or may have, more to say.
+    async fn close(mut self, sending: bool) {
         self.timer.set(LINGER);
-        let unread = !self.input.is_empty();
+        let unread = sending || !self.input.is_empty();
         poll_fn(|cx| {
             if self.timer.poll(cx).is_some() {
                 return Poll::Ready(());

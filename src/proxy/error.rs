@@ -18,6 +18,9 @@ pub enum Failure {
     /// The client went away or failed while a body was transferred.
     #[error("client aborted")]
     ClientAborted,
+    /// The client stopped sending its body for `timeout.client`, before there was a response.
+    #[error("request body timed out")]
+    BodyTimedOut,
     /// The client stopped moving data for `timeout.client`.
     #[error("client timed out")]
     ClientTimedOut,
@@ -70,6 +73,7 @@ impl Failure {
             Self::Refused(refusal) => (refusal.status(), *b"PR", Side::Client),
             Self::RequestTimedOut => (408, *b"cR", Side::Client),
             Self::RequestTruncated => (400, *b"CR", Side::Client),
+            Self::BodyTimedOut => (408, *b"cH", Side::Client),
             Self::ClientAborted => (0, *b"CD", Side::Client),
             Self::ClientTimedOut => (0, *b"cD", Side::Client),
             Self::NoServer => (503, *b"SC", Side::Proxy),

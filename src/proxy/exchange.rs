@@ -164,7 +164,7 @@ impl Exchange<'_> {
 fn alarm_before_response(alarm: Alarm, client_waits: bool) -> Failure {
     match alarm {
         Alarm::Stopped => Failure::Stopping,
-        Alarm::Expired if client_waits => Failure::ClientTimedOut,
+        Alarm::Expired if client_waits => Failure::BodyTimedOut,
         Alarm::Expired => Failure::ServerTimedOut,
     }
 }

@@ -34,7 +34,7 @@ pub async fn serve_one(client: &mut Client) -> Next {
         Ok(None) => return end_without_request(client),
         Err(failure) => {
             let mut tally = Tally::new(client, None);
-            return fail(client, &mut tally, Method::Get, failure).await;
+            return fail(client, &mut tally, None, failure).await;
         }
     };
     let mut tally = Tally::new(client, Some(&head));
@@ -43,7 +43,7 @@ pub async fn serve_one(client: &mut Client) -> Next {
             tally.finish(client, *b"--");
             next
         }
-        Err(failure) => fail(client, &mut tally, head.method, failure).await,
+        Err(failure) => fail(client, &mut tally, Some(&head), failure).await,
     }
 }
 
@@ -56,8 +56,9 @@ fn end_without_request(client: &Client) -> Next {
 }
 
 /// Answers a failure if an answer is still possible, logs it, and says how the connection ends.
-async fn fail(client: &mut Client, tally: &mut Tally, method: Method, failure: Failure) -> Next {
+async fn fail(client: &mut Client, tally: &mut Tally, head: Option<&RequestHead>, failure: Failure) -> Next {
     let (status, termination, side) = failure.verdict();
+    let method = head.map_or(Method::Get, |head| head.method);
     tally.blame(client, side);
     let began = tally.status != 0;
     if !began && status != 0 {
@@ -67,7 +68,13 @@ async fn fail(client: &mut Client, tally: &mut Tally, method: Method, failure: F
         }
     }
     tally.finish(client, termination);
-    if began { Next::Abort } else { Next::Close }
+    let whole = head.is_some_and(|head| head.body == Body::None);
+    match (began, status != 0 && !whole) {
+        (true, _) => Next::Abort,
+        // A reset for what is left of the request could destroy the answer before it is read.
+        (false, true) => Next::Linger,
+        (false, false) => Next::Close,
+    }
 }
 
 /// Reads until a whole head is there. `None`: the client left, or was idle too long, between requests.
@@ -156,7 +163,11 @@ async fn redirect_client(
     tally.status = redirect.code;
     tally.bytes_out += sent;
     tally.local = true;
-    Ok(if keep { Next::KeepAlive } else { Next::Close })
+    Ok(match (keep, head.body) {
+        (true, _) => Next::KeepAlive,
+        (false, Body::None) => Next::Close,
+        (false, _) => Next::Linger,
+    })
 }
 
 impl Client {
@@ -339,9 +350,13 @@ async fn exchange(
     tally.bytes_out += pump.bytes_out;
     tally.bytes_in = tally.head_in + request.bytes_in;
     result?;
-    let keep = plan.persistence != Persistence::Close && request_done;
+    let next = match (request_done, plan.persistence) {
+        (false, _) => Next::Linger,
+        (true, Persistence::Close) => Next::Close,
+        (true, _) => Next::KeepAlive,
+    };
     let reusable = response.keep_alive && response.body != Body::UntilClose && request_done;
-    Ok(Done { next: if keep { Next::KeepAlive } else { Next::Close }, reusable })
+    Ok(Done { next, reusable })
 }
 
 fn broken_response(broken: Broken) -> Failure {

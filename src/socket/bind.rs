@@ -87,14 +87,20 @@ pub fn matches(fd: &OwnedFd, wanted: &Bind) -> bool {
         && socket.is_listener().unwrap_or(false)
 }
 
-/// Prepares a socket that another process made: its flags are whatever that process wanted.
+/// Prepares a socket that another process made: its flags are whatever that process wanted. False for
+/// what is no TCP listener, such as HAProxy's own statistics socket.
 ///
 /// # Errors
 /// What fcntl(2) or setsockopt(2) say.
-pub fn adopt(fd: &OwnedFd) -> io::Result<()> {
+pub fn adopt(fd: &OwnedFd) -> io::Result<bool> {
     let socket = SockRef::from(fd);
+    let internet = socket.local_addr()?.as_socket().is_some();
+    if !internet || socket.r#type()? != Type::STREAM || !socket.is_listener()? {
+        return Ok(false);
+    }
     socket.set_nonblocking(true)?;
-    socket.set_reuse_port(true)
+    socket.set_reuse_port(true)?;
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -139,6 +145,15 @@ mod tests {
         listen(&fd, &on(0)).unwrap();
         assert!(matches(&fd, &on(port(&fd))));
         assert!(!matches(&fd, &on(port(&fd).wrapping_add(1))));
-        adopt(&fd).unwrap();
+        assert!(adopt(&fd).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_tcp_listener_is_not_adopted() {
+        let folder = tempfile::tempdir().unwrap();
+        let unix = std::os::unix::net::UnixListener::bind(folder.path().join("s")).unwrap();
+        assert!(!adopt(&OwnedFd::from(unix)).unwrap());
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(!adopt(&OwnedFd::from(udp)).unwrap());
     }
 }

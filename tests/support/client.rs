@@ -1,7 +1,8 @@
 //! A client for tests that never retries and takes nothing for granted.
 
-use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::io::{BufRead, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use super::PATIENCE;
 
@@ -14,14 +15,35 @@ pub struct Message {
     pub fields: Vec<(String, String)>,
     /// Body, chunks joined.
     pub body: Vec<u8>,
+    /// Trailer fields of a chunked body, names lower case.
+    pub trailers: Vec<(String, String)>,
     /// Whether the body was complete.
     pub complete: bool,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// In order, as a sender does that has said everything.
+    Closed,
+    /// Broken off.
+    Reset,
 }
 
 impl Message {
     /// First value of a field.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.values(name).first().copied()
+    }
+
+    /// Every value of a field, in order.
+    pub fn values(&self, name: &str) -> Vec<&str> {
+        self.fields.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
+    }
+
+    /// Path of a request.
+    pub fn path(&self) -> &str {
+        self.line.split(' ').nth(1).unwrap_or_default()
     }
 
     /// Status code of a response.
@@ -67,16 +89,38 @@ impl Client {
         self.response().unwrap()
     }
 
-    /// Everything until the connection ends.
-    pub fn rest(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let _ = self.reader.read_to_end(&mut bytes);
-        bytes
+    /// Sends a request and reads its response.
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
+        self.send(request);
+        self.response().unwrap()
     }
 
-    /// Whether the other side has ended the connection.
+    /// Everything until the connection ends.
+    pub fn rest(&mut self) -> Vec<u8> {
+        self.end().0
+    }
+
+    /// Everything until the connection ends, and how it ended; panics when it does not end.
+    pub fn end(&mut self) -> (Vec<u8>, End) {
+        let mut bytes = Vec::new();
+        match self.reader.read_to_end(&mut bytes) {
+            Ok(_) => (bytes, End::Closed),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => (bytes, End::Reset),
+            Err(error) => panic!("the connection did not end: {error}"),
+        }
+    }
+
+    /// Whether nothing more comes and the other side has ended the connection in order.
     pub fn at_end(&mut self) -> bool {
-        matches!(self.reader.fill_buf(), Ok(bytes) if bytes.is_empty()) || self.reader.buffer().is_empty()
+        matches!(self.reader.fill_buf(), Ok(bytes) if bytes.is_empty())
+    }
+
+    /// Whether nothing at all comes within a time: the opposite of an event has to be waited for.
+    pub fn silent_for(&mut self, time: Duration) -> bool {
+        self.reader.get_ref().set_read_timeout(Some(time)).unwrap();
+        let silent = matches!(self.reader.fill_buf(), Err(error) if error.kind() == ErrorKind::WouldBlock);
+        self.reader.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        silent
     }
 }
 
@@ -95,13 +139,19 @@ fn line(reader: &mut impl BufRead) -> Option<String> {
 /// A head without looking for a body.
 pub fn read_head(reader: &mut impl BufRead) -> Option<Message> {
     let mut message = Message { line: line(reader)?, ..Message::default() };
+    message.fields = read_fields(reader)?;
+    Some(message)
+}
+
+fn read_fields(reader: &mut impl BufRead) -> Option<Vec<(String, String)>> {
+    let mut fields = Vec::new();
     loop {
         let field = line(reader)?;
         if field.is_empty() {
-            return Some(message);
+            return Some(fields);
         }
         let (name, value) = field.split_once(':')?;
-        message.fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        fields.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
 }
 
@@ -112,7 +162,9 @@ pub fn read_message(reader: &mut impl BufRead, response: bool) -> Option<Message
     if bodiless {
         message.complete = true;
     } else if message.field("transfer-encoding").is_some() {
-        message.complete = read_chunks(reader, &mut message.body).is_some();
+        let trailers = read_chunks(reader, &mut message.body);
+        message.complete = trailers.is_some();
+        message.trailers = trailers.unwrap_or_default();
     } else if let Some(length) = message.field("content-length") {
         let length: u64 = length.parse().unwrap();
         let read = reader.take(length).read_to_end(&mut message.body);
@@ -125,13 +177,13 @@ pub fn read_message(reader: &mut impl BufRead, response: bool) -> Option<Message
     Some(message)
 }
 
-fn read_chunks(reader: &mut impl BufRead, body: &mut Vec<u8>) -> Option<()> {
+/// Reads a chunked body; its trailers when it is complete.
+fn read_chunks(reader: &mut impl BufRead, body: &mut Vec<u8>) -> Option<Vec<(String, String)>> {
     loop {
         let size = line(reader)?;
         let size = u64::from_str_radix(size.split(';').next()?, 16).ok()?;
         if size == 0 {
-            while !line(reader)?.is_empty() {}
-            return Some(());
+            return read_fields(reader);
         }
         let before = body.len();
         reader.by_ref().take(size).read_to_end(body).ok()?;

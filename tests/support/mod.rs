@@ -4,11 +4,14 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod client;
+pub mod load;
 pub mod origin;
+pub mod tls;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -30,7 +33,7 @@ pub const PROXY: &str = env!("CARGO_BIN_EXE_proxy");
 /// listened on, so that the daemon can still have it.
 pub struct Port {
     pub address: SocketAddr,
-    _held: Socket,
+    held: Socket,
 }
 
 impl Port {
@@ -39,7 +42,13 @@ impl Port {
         held.set_reuse_address(true).unwrap();
         held.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
         let address = held.local_addr().unwrap().as_socket().unwrap();
-        Self { address, _held: held }
+        Self { address, held }
+    }
+
+    /// Begins to listen: a server that was down is up.
+    pub fn listen(self) -> TcpListener {
+        self.held.listen(16).unwrap();
+        self.held.into()
     }
 }
 
@@ -136,12 +145,39 @@ impl Site {
 
     /// Starts the daemon with an environment; `Err` is what it said when it did not serve.
     pub fn launch(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Result<Daemon, String> {
+        let mut command = Command::new(PROXY);
+        command.arg("run").arg("-f").arg(self.config()).args(arguments).envs(environment.iter().copied());
+        self.launch_command(command)
+    }
+
+    /// Starts the daemon with [`Site::fault`] in force.
+    pub fn start_faulty(&self) -> Daemon {
+        let file = self.path("fault");
+        self.launch(&[], &[("PROXY_FAULT", &file.to_string_lossy())]).unwrap()
+    }
+
+    /// What the next worker does wrong before it is ready: `die` or `silent`.
+    pub fn fault(&self, what: &str) {
+        fs::write(self.path("fault"), what).unwrap();
+    }
+
+    /// Waits until a new worker obeys [`Site::fault`]; returns its pid.
+    pub fn await_fault(&self, daemon: &Daemon, known: &[u32]) -> u32 {
+        let deadline = Instant::now() + PATIENCE;
+        while self.path("fault").exists() {
+            assert!(Instant::now() < deadline, "no new worker was started");
+            std::thread::yield_now();
+        }
+        children(daemon.pid()).into_iter().find(|child| !known.contains(child)).unwrap()
+    }
+
+    /// Starts the daemon by any command that ends up as it; `Err` is what it said when it did not serve.
+    pub fn launch_command(&self, mut command: Command) -> Result<Daemon, String> {
         let notify = self.folder.path().join(format!("notify.{}", fs::read_dir(self.folder.path()).unwrap().count()));
         let readiness = UnixDatagram::bind(&notify).unwrap();
-        readiness.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut command = Command::new(PROXY);
-        command.arg("run").arg("-f").arg(self.config()).args(arguments).env("NOTIFY_SOCKET", &notify);
-        command.envs(environment.iter().copied()).stdin(Stdio::null()).stderr(Stdio::piped());
+        // A daemon of another user tells it too.
+        fs::set_permissions(&notify, fs::Permissions::from_mode(0o666)).unwrap();
+        command.env("NOTIFY_SOCKET", &notify).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (sender, said) = mpsc::channel();
         let stderr = child.stderr.take().unwrap();
@@ -235,6 +271,13 @@ pub fn pid(number: u32) -> Pid {
     Pid::from_raw(i32::try_from(number).unwrap())
 }
 
+/// Generation of the serving worker according to a status.
+pub fn generation(status: &serde_json::Value) -> u64 {
+    let generations = status["generations"].as_array().unwrap();
+    let worker = generations.iter().find(|worker| worker["state"] == "serving").unwrap();
+    worker["generation"].as_u64().unwrap()
+}
+
 /// Pid of the serving worker according to a status.
 pub fn serving(status: &serde_json::Value) -> u32 {
     let generations = status["generations"].as_array().unwrap();
@@ -242,29 +285,57 @@ pub fn serving(status: &serde_json::Value) -> u32 {
     u32::try_from(worker["pid"].as_u64().unwrap()).unwrap()
 }
 
-/// Runs a command to its end, killed after [`PATIENCE`].
+/// Whether a process has ended; one that nobody has waited for yet has, too.
+pub fn has_ended(number: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+/// Waits until a process that is no child of ours has ended.
+pub fn await_end(number: u32) {
+    let deadline = Instant::now() + PATIENCE;
+    while !has_ended(number) {
+        assert!(Instant::now() < deadline, "process {number} does not end");
+        std::thread::yield_now();
+    }
+}
+
+/// Living children of a process.
+pub fn children(parent: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    all.filter(|number| {
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        let parent_field = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        parent_field == Some(parent) && !has_ended(*number)
+    })
+    .collect()
+}
+
+/// Runs a command until it has ended and nobody holds its output any more; fails after [`PATIENCE`].
 pub fn output(mut command: Command) -> Output {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-    let reader = std::thread::spawn(move || {
+    let stdout = reading(child.stdout.take().unwrap());
+    let stderr = reading(child.stderr.take().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    let mut read = |from: mpsc::Receiver<Vec<u8>>| {
+        from.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap_or_else(|_late| {
+            let _ = child.kill();
+            panic!("{command:?} or a process it started still holds its output")
+        })
+    };
+    let (stdout, stderr) = (read(stdout), read(stderr));
+    Output { status: child.wait().unwrap(), stdout, stderr }
+}
+
+fn reading(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        err.read_to_end(&mut bytes).unwrap();
-        bytes
+        let _ = from.read_to_end(&mut bytes);
+        // Who waited too long is gone.
+        let _ = sender.send(bytes);
     });
-    let watcher = child.id();
-    let (done, over) = mpsc::channel::<()>();
-    let guard = std::thread::spawn(move || {
-        if over.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let _ = kill(pid(watcher), Signal::SIGKILL);
-        }
-    });
-    let mut stdout = Vec::new();
-    out.read_to_end(&mut stdout).unwrap();
-    let stderr = reader.join().unwrap();
-    let status = child.wait().unwrap();
-    drop(done);
-    guard.join().unwrap();
-    Output { status, stdout, stderr }
+    receiver
 }
 
 /// Bytes as text.

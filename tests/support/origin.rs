@@ -2,9 +2,10 @@
 
 use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 
+use super::PATIENCE;
 use super::client::{Message, read_message};
 
 /// An origin server; its thread ends with the test process.
@@ -44,9 +45,90 @@ impl Origin {
         })
     }
 
+    /// As [`Origin::answering`]; every request is told to the test before it is answered.
+    pub fn recording(answer: impl Fn(&Message) -> Vec<u8> + Send + Sync + 'static) -> (Self, Requests) {
+        let (sender, requests) = mpsc::channel();
+        let origin = Self::answering(move |request| {
+            // The test may be over already.
+            let _ = sender.send(request.clone());
+            answer(request)
+        });
+        (origin, Requests(requests))
+    }
+
+    /// Connections accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Answers 200 with the request's line and body, so that no client can get another one's answer unnoticed.
+    pub fn echo() -> Self {
+        Self::answering(|request| ok(&format!("{}\n{}", request.line, request.text())))
+    }
+
+    /// Answers `/slow…` with "first half, " at once and "second half" when the gate lets it; the rest like `echo`.
+    pub fn gated() -> (Self, Gate) {
+        let (arrive, arrived) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let released = Mutex::new(released);
+        let origin = Self::new(move |stream| {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut writer = stream;
+            while let Some(request) = read_message(&mut reader, false) {
+                let whole = ok(&format!("{}\n{}", request.line, request.text()));
+                let sent = if request.line.contains(" /slow") {
+                    let first = b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\nfirst half, ";
+                    let sent = writer.write_all(first);
+                    arrive.send(()).unwrap();
+                    let _ended_with_the_test = released.lock().unwrap().recv();
+                    sent.and_then(|()| writer.write_all(b"second half"))
+                } else {
+                    writer.write_all(&whole)
+                };
+                if sent.is_err() {
+                    return;
+                }
+            }
+        });
+        (origin, Gate { arrived, release })
+    }
+
     /// Answers 200 with its own name as body.
     pub fn named(name: &'static str) -> Self {
         Self::answering(move |_| ok(name))
+    }
+}
+
+/// What an origin was asked.
+pub struct Requests(mpsc::Receiver<Message>);
+
+impl Requests {
+    /// The next request.
+    pub fn next(&self) -> Message {
+        self.0.recv_timeout(PATIENCE).unwrap()
+    }
+
+    /// How many came that nobody looked at.
+    pub fn left(&self) -> usize {
+        self.0.try_iter().count()
+    }
+}
+
+/// What an origin holds back until the test lets it go on.
+pub struct Gate {
+    arrived: mpsc::Receiver<()>,
+    release: mpsc::Sender<()>,
+}
+
+impl Gate {
+    /// Waits until a request has arrived and half of its answer is sent.
+    pub fn arrived(&self) {
+        self.arrived.recv_timeout(PATIENCE).unwrap();
+    }
+
+    /// Lets one held request be answered to its end.
+    pub fn release(&self) {
+        self.release.send(()).unwrap();
     }
 }
 

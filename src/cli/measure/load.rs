@@ -1,0 +1,118 @@
+//! The users of a run: so many at a time, until all requests are made.
+//! Called by `measure`. Never retries and never hides a lost request.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use tokio::task::LocalSet;
+
+use super::user::{Loss, Target, User};
+
+/// One run.
+pub(super) struct Plan {
+    pub(super) target: Target,
+    pub(super) requests: u64,
+    pub(super) users: usize,
+    pub(super) keep_alive: bool,
+}
+
+/// What became of a run.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outcome {
+    /// How long each answered request took, connection included, sorted.
+    pub(super) answered: Vec<Duration>,
+    /// Lost requests by kind.
+    pub(super) lost: BTreeMap<Loss, u64>,
+    /// The whole run.
+    pub(super) took: Duration,
+}
+
+impl Outcome {
+    /// Lost requests of all kinds.
+    pub(super) fn failed(&self) -> u64 {
+        self.lost.values().sum()
+    }
+
+    /// Requests answered per second.
+    pub(super) fn rate(&self) -> f64 {
+        self.answered.len() as f64 / self.took.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Mean time of an answered request.
+    pub(super) fn mean(&self) -> Duration {
+        let count = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
+        self.answered.iter().sum::<Duration>().checked_div(count).unwrap_or_default()
+    }
+
+    /// The time that so many percent of the answered requests stayed within.
+    pub(super) fn percentile(&self, percent: usize) -> Duration {
+        let rank = (self.answered.len() * percent).div_ceil(100);
+        self.answered.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+    }
+}
+
+struct Shared {
+    left: Cell<u64>,
+    outcome: RefCell<Outcome>,
+}
+
+/// Makes all requests of a plan from this thread.
+pub(super) fn run(plan: &Plan, progress: &Arc<ProgressBar>) -> io::Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let shared = Rc::new(Shared { left: Cell::new(plan.requests), outcome: RefCell::default() });
+    let began = Instant::now();
+    let users = LocalSet::new();
+    for number in 0..plan.users {
+        let user = User::new(plan.target.clone(), plan.keep_alive, plan.keep_alive && number % 2 == 1);
+        users.spawn_local(live(user, Rc::clone(&shared), Arc::clone(progress)));
+    }
+    runtime.block_on(users);
+    let mut outcome = shared.outcome.take();
+    outcome.took = began.elapsed();
+    outcome.answered.sort_unstable();
+    Ok(outcome)
+}
+
+async fn live(mut user: User, shared: Rc<Shared>, progress: Arc<ProgressBar>) {
+    loop {
+        let left = shared.left.get();
+        if left == 0 {
+            return;
+        }
+        shared.left.set(left - 1);
+        let began = Instant::now();
+        let result = user.request().await;
+        let mut outcome = shared.outcome.borrow_mut();
+        match result {
+            Ok(()) => outcome.answered.push(began.elapsed()),
+            Err(loss) => *outcome.lost.entry(loss).or_default() += 1,
+        }
+        progress.inc(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_ranks() {
+        let answered = (1..=200).map(Duration::from_millis).collect();
+        let outcome = Outcome { answered, took: Duration::from_secs(2), ..Outcome::default() };
+        assert_eq!(outcome.percentile(50), Duration::from_millis(100));
+        assert_eq!(outcome.percentile(99), Duration::from_millis(198));
+        assert_eq!(outcome.mean(), Duration::from_micros(100_500));
+        assert!((outcome.rate() - 100.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_run_that_lost_everything_has_numbers_too() {
+        let outcome = Outcome::default();
+        assert_eq!((outcome.percentile(99), outcome.mean(), outcome.failed()), (Duration::ZERO, Duration::ZERO, 0));
+    }
+}
