@@ -7,7 +7,6 @@ mod support;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,10 +90,14 @@ fn runs(pid: u32) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
-/// An executable that stands in for the daemon's.
+/// An executable that stands in for the daemon's. Another process writes it: while ours had it open for
+/// writing, a test that starts a process beside us could make it "busy".
 fn stand_in(path: &Path, script: &str) {
-    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let draft = path.with_extension("draft");
+    fs::write(&draft, format!("#!/bin/sh\n{script}\n")).unwrap();
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(draft).arg(path);
+    assert_eq!(code(&support::output(install)), 0);
 }
 
 /// A program that answers every line with itself, and that any signal would end.
