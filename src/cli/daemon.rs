@@ -7,8 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-
 use super::args::RunArgs;
 use super::run::absolute;
 
@@ -76,9 +74,6 @@ impl Starter {
         if let Ok(null) = std::fs::File::open("/dev/null") {
             let _ = nix::unistd::dup2_stdin(null);
         }
-        // The first worker must not inherit what we give up once we serve: whoever reads the starter's
-        // output to its end would wait for that worker. A failure only leaves it inherited.
-        let _ = fcntl(std::io::stderr(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         Self { stream }
     }
 

@@ -1,0 +1,179 @@
+//! What the package installs beside the binary: configurations, error pages, script header, rsyslog rules.
+
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::client::get;
+use support::{PATIENCE, Port, Site, code, text};
+
+const PAGES: [u16; 7] = [400, 403, 408, 500, 502, 503, 504];
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(shipped(name)).unwrap()
+}
+
+/// A shipped configuration in a folder, with what it names: accounts that exist, a certificate, error pages.
+fn installed(configuration: &str) -> Site {
+    let site = Site::new("");
+    let folder = site.folder.path();
+    let certificate = support::certificate(folder, "REPLACEME.pem", &["localhost"]);
+    let moved = configuration
+        .replace("\"proxyd\"", "\"root\"")
+        .replace("/etc/pki/tls/certs/REPLACEME.pem", &certificate.display().to_string())
+        .replace("/etc/proxy/errors", &shipped("etc/errors").display().to_string())
+        .replace("/var/lib/proxy", &folder.display().to_string())
+        .replace("/run/proxy", &folder.display().to_string())
+        .replace("/dev/log", &site.path("log").display().to_string());
+    fs::write(site.config(), moved).unwrap();
+    site
+}
+
+/// What `proxy check` says of a valid configuration on stderr.
+fn warnings(site: &Site) -> String {
+    let output = site.proxy(&["check"]);
+    let said = text(&output.stderr);
+    assert_eq!(code(&output), 0, "{said}");
+    said
+}
+
+#[test]
+fn the_default_configuration_passes_without_a_warning() {
+    assert_eq!(warnings(&installed(&read("etc/proxy.toml"))), "");
+}
+
+#[test]
+fn what_the_default_configuration_only_suggests_passes_too() {
+    let default = read("etc/proxy.toml");
+    // A setting that is commented out has no space behind its `#`, prose has.
+    let is_setting = |line: &str| line.starts_with('#') && line[1..].starts_with(|c: char| !c.is_whitespace());
+    assert!(default.lines().any(is_setting));
+    let all: Vec<_> = default.lines().map(|line| if is_setting(line) { &line[1..] } else { line }).collect();
+    let site = installed(&all.join("\n"));
+    assert_eq!(warnings(&site), "");
+}
+
+#[test]
+fn the_default_configuration_serves_as_it_is_installed() {
+    let (statistics, closed) = (Port::new(), Port::new());
+    let mut configuration = read("etc/proxy.toml").replace("127.0.0.1:8998", &statistics.address.to_string());
+    for port in ["127.0.0.1:9000", "127.0.0.1:9001", "127.0.0.1:9002"] {
+        configuration = configuration.replace(port, &closed.address.to_string());
+    }
+    let front = Port::new();
+    let site = installed(&configuration.replace("*:80", &front.address.to_string()));
+    let log = UnixDatagram::bind(site.path("log")).unwrap();
+    log.set_read_timeout(Some(PATIENCE)).unwrap();
+    let _daemon = site.start();
+    let answer = get(front.address, "/");
+    assert_eq!(answer.line, "HTTP/1.0 503 Service Unavailable");
+    assert!(answer.text().contains("No server is available"), "{answer:?}");
+    assert!(get(statistics.address, "/admin?stats").text().contains("www-backend"));
+    let line = access_line(&log);
+    // Facility local0, severity info.
+    assert!(line.starts_with("<134>") && line.contains(" proxy["), "{line}");
+}
+
+/// The log line of a request.
+fn access_line(log: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    loop {
+        let length = log.recv(&mut buffer).unwrap();
+        let line = text(&buffer[..length]);
+        if line.contains("GET / HTTP/1.1") {
+            return line;
+        }
+    }
+}
+
+#[test]
+fn the_example_passes_and_warns_of_its_password_only() {
+    let said = warnings(&installed(&read("etc/examples/article.toml")));
+    assert_eq!(said.matches("warning").count(), 1, "{said}");
+    assert!(said.contains("a password in clear text"), "{said}");
+}
+
+#[test]
+fn error_pages_are_whole_responses_with_true_line_ends() {
+    for status in PAGES {
+        let page = read(&format!("etc/errors/{status}.http"));
+        assert_eq!(page.replace("\r\n", "").find(['\r', '\n']), None, "{status}: a bare CR or LF");
+        let (head, body) = page.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.0 {status} ")), "{head}");
+        for field in ["Cache-Control: no-cache", "Connection: close", "Content-Type: text/html"] {
+            assert!(head.lines().any(|line| line == field), "{status}: no {field}");
+        }
+        assert!(body.contains(&format!("<h1>{status} ")), "{status}: {body}");
+    }
+    let pages: Vec<_> = PAGES
+        .iter()
+        .map(|status| format!("{status} = \"{}/{status}.http\"\n", shipped("etc/errors").display()))
+        .collect();
+    let site = Site::proxying(&[Port::new().address], &format!("[defaults.error-pages]\n{}", pages.concat()));
+    assert_eq!(warnings(&site), "");
+}
+
+#[test]
+fn every_configuration_names_every_error_page() {
+    for file in ["etc/proxy.toml", "etc/examples/article.toml"] {
+        let configuration = read(file);
+        for status in PAGES {
+            assert!(
+                configuration.contains(&format!("{status} = \"/etc/proxy/errors/{status}.http\"")),
+                "{file}: {status}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_init_script_carries_what_insserv_reads() {
+    let script = read("init/proxy");
+    assert!(script.starts_with("#!/bin/sh\n### BEGIN INIT INFO\n"));
+    let header = script.split_once("### BEGIN INIT INFO\n").unwrap().1.split_once("### END INIT INFO\n").unwrap().0;
+    let value = |key: &str| {
+        let line = header.lines().find_map(|line| line.strip_prefix(&format!("# {key}:")));
+        line.unwrap_or_else(|| panic!("no {key}")).trim().to_owned()
+    };
+    assert_eq!(value("Provides"), "proxy");
+    for key in ["Required-Start", "Required-Stop"] {
+        for facility in ["$remote_fs", "$syslog", "$network"] {
+            assert!(value(key).split_whitespace().any(|word| word == facility), "{key}: {facility}");
+        }
+    }
+    assert_eq!((value("Default-Start"), value("Default-Stop")), ("2 3 4 5".into(), "0 1 6".into()));
+    assert!(!value("Short-Description").is_empty() && !value("Description").is_empty());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(shipped("init/proxy")).unwrap().permissions());
+    assert_eq!(mode & 0o111, 0o111);
+}
+
+#[test]
+fn the_defaults_file_shows_the_scripts_own_defaults() {
+    let script = read("init/proxy");
+    let defaults = read("etc/default/proxy");
+    let settings: Vec<_> =
+        defaults.lines().filter_map(|line| line.strip_prefix('#').filter(|s| !s.starts_with(' '))).collect();
+    assert_eq!(settings.len(), 5);
+    for setting in settings {
+        assert!(script.lines().any(|line| line == setting), "{setting}");
+    }
+}
+
+#[test]
+fn rsyslog_takes_its_rules() {
+    let mut command = Command::new("rsyslogd");
+    let output = support::output({
+        command.arg("-N1").arg("-f").arg(shipped("etc/rsyslog/49-proxy.conf"));
+        command
+    });
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
+}
