@@ -160,6 +160,11 @@ fn a_server_has_a_name_of_its_own_and_an_address_with_a_port() {
             ("servers = [\"127.0.0.1:0\"]", "`127.0.0.1:0` is not a server's address", "write"),
             ("server = [{ name = \"s\" }]", "a server needs a name and an address", "write"),
             (&format!("server = [{good}, {good}]"), "server `s` is defined twice", "first here"),
+            (
+                "servers = \"127.0.0.1:1\"\nserver = { name = \"s1\", address = \"127.0.0.1:1\" }",
+                "server `s1` is defined twice",
+                "first here",
+            ),
             (&format!("server = [{good}]\nbalance = \"random\""), "`balance` cannot be `random`", "roundrobin"),
         ],
     );
