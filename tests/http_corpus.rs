@@ -1,4 +1,4 @@
-//! Holds the verdict on every file of `tests/corpus`: raw bytes, named after what they are and what must become of them.
+//! Holds the verdict on every file of `tests/corpus`: raw bytes, named after what they are and must come to.
 //!
 //! `.ok` is accepted, `.more` wants more bytes, `.bad` is refused, a number is the status a refusal is answered with.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]

@@ -39,11 +39,7 @@ fn servers(section: &mut Section<'_>) -> Vec<Server> {
             table.report.error(table.span.clone(), "a server needs a name and an address", fix);
         }
         if let Some(name) = &name {
-            if let Some(first) = names.iter().find(|known| known.text == name.text) {
-                let message = format!("server `{}` is defined twice", name.text);
-                table.report.conflict(name.span.clone(), message, first.span.clone());
-            }
-            names.push(name.clone());
+            once(name, &mut names, &table);
         }
         if let (Some(name), Some(address)) = (name, address.and_then(|text| resolve(&text, &table))) {
             servers.push(Server { name: name.text, address });
@@ -51,13 +47,24 @@ fn servers(section: &mut Section<'_>) -> Vec<Server> {
         table.finish();
     }
     for (index, text) in section.texts("servers").into_iter().enumerate() {
-        servers.extend(resolve(&text, section).map(|address| Server { name: format!("s{}", index + 1), address }));
+        let name = format!("s{}", index + 1);
+        once(&Text { text: name.clone(), span: text.span.clone() }, &mut names, section);
+        servers.extend(resolve(&text, section).map(|address| Server { name, address }));
     }
     if section.value("server").is_none() && section.value("servers").is_none() {
         let message = format!("{} has no server", section.name);
         section.report.error(section.span.clone(), message, "add servers = [\"127.0.0.1:9000\"]");
     }
     servers
+}
+
+/// Two servers of one name could not be told apart in logs and statistics.
+fn once(name: &Text, names: &mut Vec<Text>, section: &Section<'_>) {
+    if let Some(first) = names.iter().find(|known| known.text == name.text) {
+        let message = format!("server `{}` is defined twice", name.text);
+        section.report.conflict(name.span.clone(), message, first.span.clone());
+    }
+    names.push(name.clone());
 }
 
 fn resolve(text: &Text, section: &Section<'_>) -> Option<SocketAddr> {

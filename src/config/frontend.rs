@@ -224,7 +224,7 @@ fn redirect(mut section: Section<'_>) -> Option<Redirect> {
     if unsafe_text {
         section.report.error(section.span.clone(), "a redirect holds only visible ASCII", "percent-encode the rest");
     }
-    if given.iter().all(|part| part.is_none()) {
+    if ["scheme", "host", "prefix", "location"].into_iter().all(|key| section.value(key).is_none()) {
         section.report.error(
             section.span.clone(),
             "a redirect without a destination",

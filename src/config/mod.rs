@@ -15,6 +15,9 @@ mod section;
 mod stats;
 mod units;
 
+#[cfg(test)]
+mod tests;
+
 pub use bundle::*;
 
 use serde::{Deserialize, Deserializer, Serializer};

@@ -24,6 +24,11 @@ pub(super) fn users(root: &mut Section<'_>) -> BTreeMap<String, Vec<User>> {
             };
             users.extend(secret.map(|secret| User { name: user.text, secret }));
         }
+        // No accounts would mean that everybody may look.
+        if section.entries().is_empty() {
+            let message = format!("{} holds nobody", section.name);
+            section.report.error(section.span.clone(), message, "add an account");
+        }
         lists.insert(name.text, users);
     }
     lists

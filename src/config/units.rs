@@ -23,7 +23,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
             "" => return Err(format!("a unit is missing: write \"{count}s\" or \"{count}ms\"")),
             _ => return Err(format!("unknown unit `{unit}`; use ms, s, m, h or d")),
         };
-        total += Duration::from_millis(count.checked_mul(millis).ok_or("too long")?);
+        let part = count.checked_mul(millis).map(Duration::from_millis);
+        total = part.and_then(|part| total.checked_add(part)).ok_or("too long")?;
         rest = after;
     }
     Ok(total)
@@ -72,6 +73,8 @@ mod tests {
         for bad in ["", "s", "5y", "-5s", "5 s", "1.5s", "99999999999999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+        assert_eq!(duration(&"18446744073709551615ms".repeat(1001)), Err(String::from("too long")));
+        assert_eq!(duration("18446744073709551615s"), Err(String::from("too long")));
     }
 
     #[test]
@@ -79,7 +82,7 @@ mod tests {
         for (text, bytes) in [("16KiB", 16_384), ("8KB", 8_000), ("512B", 512), ("1MiB", 1_048_576)] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for bad in ["", "16", "16kb", "1KiB2B", "KiB"] {
+        for bad in ["", "16", "16kb", "1KiB2B", "KiB", "-1B", "1.5KiB", "1 KiB", "18446744073709551615KiB"] {
             assert!(size(bad).is_err(), "{bad}");
         }
     }

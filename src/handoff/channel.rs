@@ -177,3 +177,71 @@ pub(super) fn receive_descriptors(
     }
     Ok((message.bytes, fds))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read as _, Write as _};
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn pair() -> (Channel, Channel) {
+        let (ours, theirs) = Channel::pair().unwrap();
+        (ours, Channel::from_fd(theirs))
+    }
+
+    #[test]
+    fn descriptors_arrive_in_order_and_do_not_leak_into_children() {
+        let (ours, theirs) = pair();
+        let pipes: Vec<_> = (0..MAX_DESCRIPTORS).map(|_| io::pipe().unwrap()).collect();
+        let readers: Vec<_> = pipes.iter().map(|(reader, _)| reader.as_fd()).collect();
+        ours.send(&"these", &readers).unwrap();
+        let (text, fds) = theirs.recv_blocking::<String>(PATIENCE).unwrap().unwrap();
+        assert_eq!((text.as_str(), fds.len()), ("these", MAX_DESCRIPTORS));
+        for (number, (fd, (reader, mut writer))) in fds.into_iter().zip(pipes).enumerate() {
+            let flags = FdFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFD).unwrap());
+            assert!(flags.contains(FdFlag::FD_CLOEXEC), "descriptor {number}");
+            drop(reader);
+            let byte = u8::try_from(number).unwrap();
+            writer.write_all(&[byte]).unwrap();
+            let mut read = [0];
+            File::from(fd).read_exact(&mut read).unwrap();
+            assert_eq!(read, [byte]);
+        }
+    }
+
+    #[test]
+    fn more_descriptors_than_the_kernel_passes_are_refused_before_anything_is_sent() {
+        let (ours, theirs) = pair();
+        let (reader, _writer) = io::pipe().unwrap();
+        let refused = ours.send(&"too many", &vec![reader.as_fd(); MAX_DESCRIPTORS + 1]);
+        assert!(matches!(refused, Err(HandoffError::TooManyDescriptors { count: 254 })), "{refused:?}");
+        ours.send(&"next", &[]).unwrap();
+        assert_eq!(theirs.recv_blocking::<String>(PATIENCE).unwrap().unwrap().0, "next");
+    }
+
+    #[test]
+    fn messages_keep_their_boundaries_and_a_broken_one_does_not_spoil_the_next() {
+        let (ours, theirs) = pair();
+        ours.send(&1, &[]).unwrap();
+        ours.send(&"two", &[]).unwrap();
+        ours.send(&3, &[]).unwrap();
+        assert_eq!(theirs.recv_blocking::<u8>(PATIENCE).unwrap().unwrap().0, 1);
+        assert!(matches!(theirs.recv_blocking::<u8>(PATIENCE), Err(HandoffError::Message(_))));
+        assert_eq!(theirs.recv_blocking::<u8>(PATIENCE).unwrap().unwrap().0, 3);
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_and_one_that_is_silent_are_told_apart() {
+        let (ours, theirs) = pair();
+        let silent = theirs.recv_blocking::<u8>(Duration::from_millis(1));
+        assert!(matches!(silent, Err(HandoffError::Silent { .. })), "{silent:?}");
+        drop(ours);
+        assert!(theirs.recv_blocking::<u8>(PATIENCE).unwrap().is_none());
+        assert!(theirs.send(&1, &[]).is_err());
+    }
+}

@@ -124,4 +124,27 @@ mod tests {
         assert!(matches!(take(&path), Err(HandoffError::GetSocks(_))));
         peer.join().unwrap();
     }
+
+    #[test]
+    fn a_peer_whose_count_is_wrong_is_refused_and_none_at_all_is_no_error() {
+        let cases: [(i32, &[u8], Option<usize>); 5] =
+            [(0, b"", Some(0)), (-1, b"", None), (MOST + 1, b"", None), (1, b"", None), (1, b"\0\0\0\0\0\0", None)];
+        for (count, then, wanted) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("s");
+            let server = UnixListener::bind(&path).unwrap();
+            let peer = std::thread::spawn(move || {
+                let (mut stream, _) = server.accept().unwrap();
+                stream.read_exact(&mut [0; COMMAND.len() + 1]).unwrap();
+                stream.write_all(&[&count.to_ne_bytes(), then].concat()).unwrap();
+            });
+            let taken = take(&path).map(|taken| taken.len());
+            peer.join().unwrap();
+            match (wanted, taken) {
+                (Some(wanted), Ok(taken)) => assert_eq!(taken, wanted),
+                (None, Err(HandoffError::GetSocks(_))) => {}
+                (_, taken) => panic!("{count} sockets, then {then:?}: {taken:?}"),
+            }
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::chunked::write_field;
 use super::framing::tokens;
 use super::request::split_absolute;
-use super::{Body, Field, Method, Name, RequestHead, ResponseHead};
+use super::{Body, Field, Method, Name, RequestHead, ResponseHead, Version};
 use crate::config::HeaderEdits;
 
 /// How a request changes on its way to the server.
@@ -77,7 +77,9 @@ pub fn rebuild_request(
         }
     }
     let kept = |field: &Field| match field.id {
-        Name::Other | Name::Expect => true,
+        Name::Other => true,
+        // An expectation in HTTP/1.0 is ignored (RFC 9110 section 10.1.1); passed on as HTTP/1.1 it would count.
+        Name::Expect => head.version == Version::Http11,
         Name::Trailer => head.body == Body::Chunked,
         _ => false,
     };

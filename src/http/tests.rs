@@ -118,6 +118,11 @@ fn rebuilt_requests() {
             "POST / HTTP/1.1\r\nHost: a\r\nX-Set: newEvil: 1\r\nX-Add: 1\r\n{xff}TE: trailers\r\nConnection: TE\r\nContent-Length: 5\r\n\r\n"
         )
     );
+    for (version, expect) in [("1.1", "Expect: 100-continue\r\n"), ("1.0", "")] {
+        let input = format!("PUT / HTTP/{version}\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n");
+        let want = format!("PUT / HTTP/1.1\r\nHost: a\r\n{expect}{xff}Content-Length: 1\r\n\r\n");
+        assert_eq!(rebuilt(&input, &none, false), want);
+    }
     assert_eq!(rebuilt("GET / HTTP/1.0\r\n\r\n", &none, false), format!("GET / HTTP/1.1\r\nHost:\r\n{xff}\r\n"));
 }
 

@@ -20,7 +20,7 @@ fn a_response_leaves_with_the_framing_and_persistence_decided_here() {
     use Persistence::{Close, KeepAliveExplicit, KeepAliveImplicit};
     let cases: &[(&str, Method, Persistence, Body, &str)] = &[
         (
-            "HTTP/1.0 200 Fine\r\nServer: x\r\nContent-Length: 005\r\nConnection: keep-alive, x-hop\r\nX-Hop: 1\r\n\r\n",
+            "HTTP/1.0 200 Fine\r\nServer: x\r\nContent-Length: 005\r\nConnection: keep-alive, x-h\r\nX-H: 1\r\n\r\n",
             Method::Get,
             KeepAliveImplicit,
             Body::Length(5),
