@@ -142,6 +142,19 @@ fn haproxys_start_stop_and_replace_lines_work_as_they_are() {
 }
 
 #[test]
+fn a_quiet_daemon_says_nothing_but_errors() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "");
+    let daemon = site.start_with(&["-q"]);
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    site.configure("[nonsense]\n");
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 1);
+    assert_eq!(code(&site.proxy(&["stop"])), 0);
+    let said: Vec<String> = daemon.said.iter().collect();
+    assert!(said[0].starts_with("reload failed, the old configuration goes on: error: "), "{said:?}");
+}
+
+#[test]
 fn unknown_words_are_refused_and_nothing_is_done() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");

@@ -260,8 +260,9 @@ fn a_worker_in_a_chroot_reaches_the_restarted_log_daemon_too() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("log");
     let receiver = Receiver::unix(&path);
-    let jail = format!("[global]\nuser = \"nobody\"\nchroot = \"{}\"\n", tempfile::tempdir().unwrap().keep().display());
-    let site = Site::proxying(&[origin.address], &(log(&receiver, "") + &jail));
+    let jail = tempfile::tempdir().unwrap();
+    let global = format!("[global]\nuser = \"nobody\"\nchroot = \"{}\"\n", jail.path().display());
+    let site = Site::proxying(&[origin.address], &(log(&receiver, "") + &global));
     let _daemon = site.start();
     restart_receiver(&site, &path, receiver);
 }

@@ -6,6 +6,7 @@ mod support;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
@@ -13,6 +14,14 @@ use support::client::{Client, get};
 use support::load::{self, Habit, Load};
 use support::origin::Origin;
 use support::{PATIENCE, Port, Site, children, code, generation, pid, serving, text};
+
+/// Waits until new connections get an answer: the old worker may take a few before it reads its order to drain.
+fn await_answer(address: SocketAddr, wanted: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while get(address, "/").text() != wanted {
+        assert!(Instant::now() < deadline, "nobody answers {wanted}");
+    }
+}
 
 /// States of all generations, oldest first.
 fn states(status: &Value) -> Vec<&str> {
@@ -46,17 +55,20 @@ fn a_reload_applies_the_new_configuration() {
     let extra = format!("[frontend.second]\nbind = \"{}\"\nbackend = \"pool\"\n", second_port.address);
     site.configure(&Site::text(&[two.address], &extra));
     assert_eq!(code(&site.proxy(&["reload"])), 0);
-    assert_eq!(get(site.address(), "/").text(), "two");
+    await_answer(site.address(), "two");
     assert_eq!(get(second_port.address, "/").text(), "two");
     let after = site.status();
     assert_ne!(before["config_sha256"], after["config_sha256"]);
     assert_eq!(after["listeners"].as_array().unwrap().len(), 2);
 
+    // Its listener goes at once, although the old worker still has a connection from it.
+    let mut kept = Client::connect(second_port.address);
+    assert_eq!(kept.get("/").text(), "two");
     site.configure(&Site::text(&[two.address], ""));
     assert_eq!(code(&site.proxy(&["reload"])), 0);
-    site.await_status("only one worker is left", |status| states(status) == ["serving"]);
-    let refused = std::net::TcpStream::connect(second_port.address).map(drop);
-    assert_eq!(refused.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused, "nobody may listen there now");
+    support::await_refusal(second_port.address);
+    assert_eq!(states(&site.status()).last(), Some(&"serving"));
+    assert_eq!(kept.get("/").text(), "two");
 }
 
 #[test]
@@ -88,6 +100,60 @@ fn twenty_reloads_under_load_cost_no_request() {
     let status = site.status();
     assert_eq!((generation(&status), status["pid"].as_u64()), (21, Some(u64::from(daemon.pid()))));
     assert_eq!(status["reloads"]["applied"], 20);
+}
+
+#[test]
+fn reloads_leave_no_descriptor_and_no_process_behind() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "");
+    let daemon = site.start();
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    let mut after_each = Vec::new();
+    for mode in ["handover", "rebind", "handover", "rebind", "handover", "rebind"] {
+        assert_eq!(code(&site.proxy(&["reload", "--mode", mode])), 0);
+        let status = site.await_status("the old worker ends", |status| states(status) == ["serving"]);
+        assert_eq!(children(daemon.pid()), [serving(&status)]);
+        after_each.push(open());
+    }
+    // One more may be open while a caller's connection is being closed.
+    assert!(after_each[5] <= after_each[0] + 1, "descriptors of the master after each reload: {after_each:?}");
+}
+
+#[test]
+fn the_admin_socket_and_the_pid_file_move_with_a_reload() {
+    let origin = Origin::echo();
+    let text = |name: &str| Site::text(&[origin.address], &format!("[global]\npid-file = \"{{dir}}/{name}.pid\"\n"));
+    let site = Site::new(&text("old"));
+    let daemon = site.start();
+    let old = site.socket();
+    site.configure(&text("new"));
+    let moved = std::fs::read_to_string(site.config()).unwrap().replace("admin.sock", "moved.sock");
+    std::fs::write(site.config(), moved).unwrap();
+    assert_eq!(code(&site.proxy(&["reload"])), 4, "the file names a socket that is not there yet");
+    let output = site.proxy(&["reload", "-s", &old.to_string_lossy()]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert_eq!(site.status()["pid"], u64::from(daemon.pid()));
+    assert!(!old.exists() && !site.path("old.pid").exists());
+    assert_eq!(std::fs::read_to_string(site.path("new.pid")).unwrap(), format!("{}\n", daemon.pid()));
+}
+
+#[test]
+fn a_reload_that_fails_at_its_last_step_leaves_no_worker_behind() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "");
+    let daemon = site.start();
+    let before = serving(&site.status());
+    let extra = "[global]\npid-file = \"/proc/no/such.pid\"\n";
+    site.configure(&Site::text(&[origin.address], extra));
+    let output = site.proxy(&["reload-socket"]);
+    assert_eq!(code(&output), 2, "{output:?}");
+    assert!(text(&output.stderr).contains("cannot write /proc/no/such.pid"), "{output:?}");
+    let deadline = Instant::now() + PATIENCE;
+    while children(daemon.pid()) != [before] {
+        assert!(Instant::now() < deadline, "the new worker is still there");
+    }
+    assert_eq!(serving(&site.status()), before);
+    assert_eq!(get(site.address(), "/").status(), 200);
 }
 
 #[test]
@@ -213,12 +279,16 @@ fn a_file_that_is_no_toml_still_leads_to_the_daemon_which_explains_it() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
     let _daemon = site.start();
-    site.configure(&Site::text(&[origin.address], "[defaults\nretries = = 3"));
-    let output = site.proxy(&["reload"]);
-    let said = text(&output.stderr);
-    assert_eq!(code(&output), 1, "{said}");
-    assert!(said.contains("not TOML"), "{said}");
-    assert_eq!(site.status()["reloads"]["rejected"], 1, "status finds the socket too");
+    let good = std::fs::read_to_string(site.config()).unwrap();
+    let broken = [format!("{good}\n[defaults\nretries = = 3"), format!("retries = = 3\n{good}"), format!("]]\n{good}")];
+    for (count, bad) in (1..).zip(broken) {
+        std::fs::write(site.config(), bad).unwrap();
+        let output = site.proxy(&["reload"]);
+        let said = text(&output.stderr);
+        assert_eq!(code(&output), 1, "{said}");
+        assert!(said.contains("not TOML") && said.contains(&format!("{}:", site.config().display())), "{said}");
+        assert_eq!(site.status()["reloads"]["rejected"], count, "status finds the socket too");
+    }
     assert_eq!(get(site.address(), "/").status(), 200);
 }
 
