@@ -204,5 +204,7 @@ fn a_server_that_comes_later_starts_at_zero_and_the_others_keep_theirs() {
     let added = format!("  {{ name = \"s2\", address = \"{}\" }},\n]", two.address);
     std::fs::write(site.config(), file.replacen("]\n\n[stats]", &format!("{added}\n\n[stats]"), 1)).unwrap();
     assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    // With the old worker gone, the new one shows the page.
+    site.await_status("the old worker has ended", |status| status["generations"].as_array().unwrap().len() == 1);
     assert_eq!((number(&row(&page, "pool", "s1"), "stot"), number(&row(&page, "pool", "s2"), "stot")), (1, 0));
 }
