@@ -30,6 +30,7 @@ use crate::config::{Bundle, ReloadMode};
 use crate::handoff::getsocks;
 use crate::handoff::messages::FromWorker;
 use crate::logging::{EventLog, Severity};
+use crate::socket::Sharing;
 use crate::stats::{Counter, Memory};
 
 /// How the daemon is coming to its end.
@@ -259,6 +260,7 @@ impl Master {
             },
             mode,
             held: self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect(),
+            unheld: Sharing::Exclusive,
             generation: self.generation,
             lane,
             behind: self.options.behind,
