@@ -323,8 +323,9 @@ impl Master {
         if worker.is_gone() {
             return Err(MasterError::WorkerDied);
         }
-        let admin = self.new_admin(&bundle)?;
         let pid_file = self.new_pid_file(&bundle)?;
+        // May take the very path of the old one: nothing that fails often may come after it.
+        let admin = self.new_admin(&bundle)?;
         listeners::listen(&listeners)?;
         self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
         self.listeners = listeners;
