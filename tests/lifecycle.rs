@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::net::TcpStream;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use support::client::{Client, get};
 use support::load::{self, Load};
 use support::origin::{Gate, Origin};
-use support::{Daemon, PATIENCE, Site, code, generation, pid, serving, text};
+use support::{Daemon, Site, code, generation, pid, serving, text};
 
 /// A client that has half of its answer; the gate holds the rest.
 fn half_served(site: &Site, gate: &Gate) -> Client {
@@ -27,20 +27,14 @@ fn is_served(client: &mut Client) -> bool {
     client.response().is_some_and(|answer| answer.complete && answer.text() == "first half, second half")
 }
 
-fn refuses(site: &Site) -> bool {
-    TcpStream::connect(site.address()).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
-}
-
-fn await_refusal(site: &Site) {
-    let deadline = Instant::now() + PATIENCE;
-    while !refuses(site) {
-        assert!(Instant::now() < deadline, "somebody still listens");
-        std::thread::yield_now();
-    }
-}
-
 fn draining(status: &Value) -> usize {
     status["generations"].as_array().unwrap().iter().filter(|worker| worker["state"] != "serving").count()
+}
+
+/// Connections of the serving worker.
+fn in_serving_worker(status: &Value) -> u64 {
+    let workers = status["generations"].as_array().unwrap();
+    workers.iter().find(|worker| worker["state"] == "serving").unwrap()["connections"].as_u64().unwrap()
 }
 
 #[test]
@@ -52,6 +46,8 @@ fn a_killed_worker_is_replaced_and_the_master_stays() {
     for count in 1..=2 {
         let worker = serving(&site.status());
         kill(pid(worker), Signal::SIGKILL).unwrap();
+        support::await_end(worker);
+        assert_eq!(get(site.address(), "/").status(), 200, "who comes in between waits, but is served");
         dead.push(worker);
         let status = site.await_status("a new worker serves", |status| {
             status["reloads"]["respawns"] == count && !status["generations"].as_array().unwrap().is_empty()
@@ -105,7 +101,7 @@ fn stop_ends_it_at_once_and_returns_when_it_is_gone() {
     let mut slow = half_served(&site, &gate);
     let output = site.proxy(&["stop"]);
     assert_eq!(code(&output), 0, "{output:?}");
-    assert!(support::has_ended(worker) && refuses(&site) && !site.socket().exists());
+    assert!(support::has_ended(worker) && support::refuses(site.address()) && !site.socket().exists());
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(!is_served(&mut slow), "nobody waits for an open response");
 }
@@ -119,7 +115,7 @@ fn a_graceful_stop_lets_open_responses_finish_and_then_ends() {
     let mut slow = half_served(&site, &gate);
     std::thread::scope(|scope| {
         let stop = scope.spawn(|| site.proxy(&["stop", "--graceful"]));
-        await_refusal(&site);
+        support::await_refusal(site.address());
         assert!(!stop.is_finished() && !support::has_ended(worker), "a response is still open");
         gate.release();
         assert!(is_served(&mut slow));
@@ -139,7 +135,7 @@ fn the_signals_that_let_finish_let_finish() {
         let mut daemon = site.start();
         let mut slow = half_served(&site, &gate);
         daemon.signal(signal);
-        await_refusal(&site);
+        support::await_refusal(site.address());
         gate.release();
         assert!(is_served(&mut slow), "{signal}");
         drop(slow);
@@ -157,7 +153,7 @@ fn the_signals_that_end_it_end_it() {
         let mut slow = half_served(&site, &gate);
         daemon.signal(signal);
         assert_eq!(daemon.wait().code(), Some(0), "{signal}");
-        assert!(support::has_ended(worker) && refuses(&site), "{signal}");
+        assert!(support::has_ended(worker) && support::refuses(site.address()), "{signal}");
         assert!(!is_served(&mut slow), "{signal}");
     }
 }
@@ -169,7 +165,7 @@ fn a_graceful_stop_can_be_cut_short() {
     let mut daemon = site.start();
     let _slow = half_served(&site, &gate);
     daemon.signal(Signal::SIGUSR1);
-    await_refusal(&site);
+    support::await_refusal(site.address());
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0));
 }
@@ -179,16 +175,21 @@ fn no_more_old_workers_drain_than_max_old_allows() {
     let (origin, gate) = Origin::gated();
     let site = Site::proxying(&[origin.address], "[reload]\nmax-old = 2\n");
     let _daemon = site.start();
-    let mut held = Vec::new();
-    for _ in 0..3 {
-        held.push(half_served(&site, &gate));
-        assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    let (mut held, mut opened) = (Vec::new(), 0);
+    while held.len() < 3 {
+        let client = half_served(&site, &gate);
+        opened += 1;
+        // The worker before it may still have taken it, which had not read its order to drain yet.
+        if in_serving_worker(&site.status()) == 1 {
+            held.push(client);
+            assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+        }
     }
     let status = site.await_status("the oldest is gone", |status| draining(status) == 2);
     let generations: Vec<_> =
         status["generations"].as_array().unwrap().iter().map(|worker| worker["generation"].as_u64().unwrap()).collect();
     assert_eq!(generations, [2, 3, 4]);
-    (0..3).for_each(|_| gate.release());
+    (0..opened).for_each(|_| gate.release());
     let served: Vec<_> = held.iter_mut().map(is_served).collect();
     assert_eq!(served, [false, true, true], "only the oldest was cut");
 }
@@ -207,6 +208,49 @@ fn hard_stop_after_ends_a_draining_worker_whose_client_never_does() {
     assert!(began.elapsed() >= Duration::from_millis(700), "{:?}", began.elapsed());
     assert!(!is_served(&mut slow) && idle.rest().is_empty());
     assert_eq!(get(site.address(), "/").status(), 200);
+}
+
+#[test]
+fn a_draining_worker_that_hangs_is_killed_after_its_time() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "[reload]\nhard-stop-after = \"200ms\"\n");
+    let daemon = site.start();
+    let worker = serving(&site.status());
+    kill(pid(worker), Signal::SIGSTOP).unwrap();
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    assert_eq!(get(site.address(), "/").status(), 200, "the new worker does not depend on the old one");
+    site.await_status("the old worker is gone", |status| draining(status) == 0);
+    assert!(support::has_ended(worker));
+    daemon.hear(&format!("worker {worker} did not end in time and is killed"));
+}
+
+#[test]
+fn a_worker_that_hangs_does_not_keep_the_daemon_from_stopping() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "");
+    let mut daemon = site.start();
+    let worker = serving(&site.status());
+    kill(pid(worker), Signal::SIGSTOP).unwrap();
+    assert_eq!(code(&site.proxy(&["stop"])), 0);
+    assert!(support::has_ended(worker));
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+/// `killall -USR2 proxy` reaches the workers, too.
+#[test]
+fn signals_meant_for_the_master_do_not_hurt_a_worker() {
+    let (origin, gate) = Origin::gated();
+    let site = Site::proxying(&[origin.address], "");
+    let _daemon = site.start();
+    let worker = serving(&site.status());
+    let mut slow = half_served(&site, &gate);
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGINT, Signal::SIGQUIT] {
+        kill(pid(worker), signal).unwrap();
+    }
+    gate.release();
+    assert!(is_served(&mut slow));
+    assert_eq!(get(site.address(), "/").status(), 200);
+    assert_eq!(serving(&site.status()), worker);
 }
 
 /// A second installation with its own folder and admin socket on the ports of the first.
@@ -236,6 +280,29 @@ fn a_second_daemon_takes_over_under_load_and_the_first_one_ends() {
     assert_eq!(code(&first.proxy(&["status"])), 4);
     drop(new);
     assert!(!pid_file.exists());
+}
+
+#[test]
+fn haproxys_old_way_without_x_binds_beside_the_predecessor() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "");
+    let mut old = site.start();
+    let load = Load::start(site.address(), &load::ALL);
+    load.more(50);
+    let new = site.start_with(&["-sf", &old.pid().to_string()]);
+    assert_eq!(old.wait().code(), Some(0));
+    load.more(50);
+    let (requests, failures) = load.stop();
+    // Who arrives between the old one's last accept and its close is reset; that is why there is -x.
+    assert!(failures.len() * 20 < requests, "{} of {requests} failed, first: {}", failures.len(), failures[0]);
+    assert_eq!(site.status()["pid"], u64::from(new.pid()));
+
+    let foreign = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = foreign.local_addr().unwrap().to_string();
+    site.configure(&Site::text(&[origin.address], "").replace("{port}", &taken));
+    let said = site.launch(&["-sf", &new.pid().to_string()], &[]).err().unwrap();
+    assert!(said.contains(&format!("cannot listen on {taken}")), "{said}");
+    assert_eq!(get(site.address(), "/").status(), 200, "nobody was told to finish");
 }
 
 #[test]

@@ -88,6 +88,22 @@ fn a_relative_path_on_the_command_line_survives_the_change_of_folder() {
 }
 
 #[test]
+fn a_relative_path_in_the_file_starts_at_its_folder_for_the_daemon_and_its_callers() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "[global]\npid-file = \"proxy.pid\"\n");
+    let absolute = format!("{}/admin.sock", site.folder.path().display());
+    let text = fs::read_to_string(site.config()).unwrap().replace(&absolute, "admin.sock");
+    fs::write(site.config(), text).unwrap();
+    let daemon = Background(&site);
+    let started = site.proxy(&["run", "-D"]);
+    assert_eq!(code(&started), 0, "{started:?}");
+    assert_eq!(site.status()["pid"], u64::from(daemon.pid()), "asked from another folder");
+    let mut command = Command::new(PROXY);
+    command.current_dir(site.folder.path()).args(["reload", "-f", "proxy.toml"]);
+    assert_eq!(code(&output(command)), 0, "asked from its folder");
+}
+
+#[test]
 fn a_background_daemon_that_cannot_serve_says_why_to_who_started_it() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");

@@ -46,7 +46,15 @@ pub fn main() -> ExitCode {
             return REFUSED.into();
         }
     };
-    let arguments = Arguments::parse_from(args::normalise(argv));
+    let arguments = match Arguments::try_parse_from(args::normalise(argv)) {
+        Ok(arguments) => arguments,
+        Err(usage) => {
+            // Where nobody reads, nobody is told.
+            let _ = usage.print();
+            // Help is an answer. A mistake is a refusal: clap's own 2 would mean rolled back.
+            return ExitCode::from(if usage.use_stderr() { REFUSED } else { DONE });
+        }
+    };
     let code = match arguments.command {
         Command::Run(run) => run::run(run),
         Command::Check(check) => check::run(&check),

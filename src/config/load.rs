@@ -110,5 +110,5 @@ pub fn admin_socket(path: &Path) -> Option<PathBuf> {
     let (table, _problems) = DeTable::parse_recoverable(&source);
     let report = Report::new(path, &source);
     let mut root = Section::new(table.get_ref(), 0..0, "", &report);
-    root.table("admin")?.string("socket").map(PathBuf::from)
+    root.table("admin")?.string("socket").map(|path| report.resolve(&path))
 }

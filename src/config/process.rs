@@ -54,7 +54,7 @@ pub(super) fn global(section: Option<&mut Section<'_>>) -> Global {
         user: user.map(|user| user.text),
         group: group.map(|group| group.text),
         chroot: chroot.map(|chroot| PathBuf::from(chroot.text)),
-        pid_file: section.string("pid-file").map(PathBuf::from),
+        pid_file: section.string("pid-file").map(|path| section.report.resolve(&path)),
         threads,
         maxconn: section.integer("maxconn", 1..=10_000_000),
     }
@@ -99,7 +99,7 @@ pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
     });
     let levels = [("user", AdminLevel::User), ("operator", AdminLevel::Operator), ("admin", AdminLevel::Admin)];
     let admin = Admin {
-        socket: PathBuf::from(socket.unwrap_or_default()),
+        socket: section.report.resolve(&socket.unwrap_or_default()),
         mode: bits.unwrap_or(0o600),
         group: section.string("group"),
         level: section.choice("level", &levels).unwrap_or(AdminLevel::Admin),

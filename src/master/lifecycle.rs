@@ -30,6 +30,7 @@ use crate::config::{Bundle, ReloadMode};
 use crate::handoff::getsocks;
 use crate::handoff::messages::FromWorker;
 use crate::logging::{EventLog, Severity};
+use crate::socket::Sharing;
 use crate::stats::{Counter, Memory};
 
 /// How the daemon is coming to its end.
@@ -260,6 +261,7 @@ impl Master {
             },
             mode,
             held: self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect(),
+            unheld: Sharing::Exclusive,
             generation: self.generation,
             lane,
             directory: Rc::clone(&self.blank.directory),
@@ -321,8 +323,9 @@ impl Master {
         if worker.is_gone() {
             return Err(MasterError::WorkerDied);
         }
-        let admin = self.new_admin(&bundle)?;
         let pid_file = self.new_pid_file(&bundle)?;
+        // May take the very path of the old one: nothing that fails often may come after it.
+        let admin = self.new_admin(&bundle)?;
         listeners::listen(&listeners)?;
         self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
         self.listeners = listeners;

@@ -22,13 +22,19 @@ pub(super) struct Listener {
 }
 
 /// Finds or binds a socket for every address of a configuration. Of a group that shares an address
-/// every member is kept: a queue without an owner would swallow clients.
-pub(super) fn settle(bundle: &Bundle, held: &[Arc<OwnedFd>], mode: ReloadMode) -> Result<Vec<Listener>, MasterError> {
+/// every member is kept: a queue without an owner would swallow clients. `unheld` says whether an
+/// address of which we hold nothing may be shared.
+pub(super) fn settle(
+    bundle: &Bundle,
+    held: &[Arc<OwnedFd>],
+    mode: ReloadMode,
+    unheld: Sharing,
+) -> Result<Vec<Listener>, MasterError> {
     let (mut settled, mut problems) = (Vec::new(), Vec::new());
     for (owner, bind) in wanted(bundle) {
         let mut found: Vec<_> = held.iter().filter(|fd| socket::matches(fd, bind)).cloned().collect();
         if found.is_empty() || mode == ReloadMode::Rebind {
-            let sharing = if found.is_empty() { Sharing::Exclusive } else { Sharing::Reuse };
+            let sharing = if found.is_empty() { unheld } else { Sharing::Reuse };
             found = match socket::bind(bind, sharing) {
                 Ok(fd) => vec![Arc::new(fd)],
                 Err(problem) => {

@@ -16,7 +16,7 @@ use super::slots::Directory;
 use super::spawn::{Orders, Worker, spawn};
 use super::{MasterError, load};
 use crate::config::{Bundle, Loaded, ReloadMode};
-use crate::socket;
+use crate::socket::{self, Sharing};
 
 /// Where the configuration of a new generation comes from.
 pub(super) enum Source {
@@ -31,6 +31,8 @@ pub(super) struct Plan {
     pub(super) source: Source,
     pub(super) mode: ReloadMode,
     pub(super) held: Vec<Arc<OwnedFd>>,
+    /// Whether addresses of which nothing is held may be shared with another daemon of ours.
+    pub(super) unheld: Sharing,
     pub(super) generation: u64,
     pub(super) lane: u32,
     pub(super) directory: Rc<RefCell<Directory>>,
@@ -65,7 +67,7 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
         }
         Source::Same(bundle) => (bundle, Vec::new()),
     };
-    let settled = listeners::settle(&bundle, &plan.held, plan.mode).map_err(rejected)?;
+    let settled = listeners::settle(&bundle, &plan.held, plan.mode, plan.unheld).map_err(rejected)?;
     let maxconn = socket::raise_for(bundle.global.maxconn, settled.len()).map_err(|error| rejected(error.into()))?;
     let slots = plan.directory.borrow_mut().slots(&bundle).map_err(rejected)?;
     let orders = Orders {

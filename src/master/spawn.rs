@@ -144,19 +144,14 @@ async fn relay(stderr: ChildStderr, pid: u32, events: mpsc::UnboundedSender<Even
 
 /// Waits for a worker's end and tells of it. Signals go through here: only who reaps a process knows
 /// that its pid is still its own.
-async fn reap(
-    mut child: Child,
-    mut killed: oneshot::Receiver<()>,
-    generation: u64,
-    events: mpsc::UnboundedSender<Event>,
-) {
-    let status = loop {
-        tokio::select! {
-            status = child.wait() => break status,
-            Ok(()) = &mut killed => {
-                // Fails only for a process that has ended, which the next turn sees.
-                let _ = child.start_kill();
-            }
+async fn reap(mut child: Child, killed: oneshot::Receiver<()>, generation: u64, events: mpsc::UnboundedSender<Event>) {
+    let status = tokio::select! {
+        status = child.wait() => status,
+        // Somebody asked for it, or nobody wants this worker any more: the reload failed after its start.
+        _asked = killed => {
+            // Fails only for a process that has ended, which the next line sees.
+            let _ = child.start_kill();
+            child.wait().await
         }
     };
     let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());

@@ -19,6 +19,7 @@ use super::reload::{Plan, Source, prepare};
 use super::slots::Directory;
 use super::{MasterError, lifecycle, listeners};
 use crate::config::{self, ReloadMode};
+use crate::socket::Sharing;
 use crate::stats::Memory;
 use crate::tls::random_ticket_key;
 
@@ -44,7 +45,11 @@ pub struct Options {
 
 impl Options {
     fn replaces_another(&self) -> bool {
-        self.take_over.is_some() || !self.finish.is_empty() || !self.terminate.is_empty()
+        self.take_over.is_some() || self.binds_beside()
+    }
+
+    fn binds_beside(&self) -> bool {
+        self.take_over.is_none() && !(self.finish.is_empty() && self.terminate.is_empty())
     }
 }
 
@@ -68,6 +73,8 @@ pub(super) async fn start(
         source: Source::File(options.config.clone()),
         mode: ReloadMode::Handover,
         held,
+        // A predecessor that hands nothing over (`-sf` without `-x`) listens until we do.
+        unheld: if options.binds_beside() { Sharing::Reuse } else { Sharing::Exclusive },
         generation: 1,
         lane: 0,
         directory: Rc::new(RefCell::new(Directory::default())),

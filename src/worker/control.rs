@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -36,6 +37,7 @@ const LOG_GRACE: Duration = Duration::from_secs(1);
 pub fn run(channel: Channel) -> Result<(), WorkerError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Thread)?;
     let channel = Arc::new(channel);
+    leave_signals_to_the_master(&runtime);
     let served = inherit(&channel).and_then(|inheritance| start(&channel, inheritance));
     match served {
         Ok(worker) => runtime.block_on(worker.follow(&channel)),
@@ -44,6 +46,17 @@ pub fn run(channel: Channel) -> Result<(), WorkerError> {
             let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
             Err(error)
         }
+    }
+}
+
+/// What is sent to every process of our name is meant for the master, which tells us. SIGTERM ends a
+/// worker still: without a master nothing else would.
+fn leave_signals_to_the_master(runtime: &tokio::runtime::Runtime) {
+    let _entered = runtime.enter();
+    let kinds = [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()];
+    for kind in kinds.into_iter().chain([SignalKind::user_defined1(), SignalKind::user_defined2()]) {
+        // Once asked for, a signal never has its default effect again; a failure leaves it that.
+        let _ = signal(kind);
     }
 }
 

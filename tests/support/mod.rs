@@ -300,6 +300,20 @@ pub fn await_end(number: u32) {
     }
 }
 
+/// Whether nobody listens on an address.
+pub fn refuses(address: SocketAddr) -> bool {
+    std::net::TcpStream::connect(address).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+/// Waits until nobody listens on an address.
+pub fn await_refusal(address: SocketAddr) {
+    let deadline = Instant::now() + PATIENCE;
+    while !refuses(address) {
+        assert!(Instant::now() < deadline, "somebody still listens on {address}");
+        std::thread::yield_now();
+    }
+}
+
 /// Living children of a process.
 pub fn children(parent: u32) -> Vec<u32> {
     let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
