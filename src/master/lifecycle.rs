@@ -16,11 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{AdminSocket, Answer, Outcome, Request};
 use super::events::{self, Event};
-use super::listeners::{self, Listener};
+use super::listeners::Listener;
 use super::log_sockets::LogSockets;
 use super::pidfile::PidFile;
 use super::reload::{Failed, Plan, Prepared, Source, prepare};
 use super::respawn::Respawn;
+use super::retire::{Retiring, answer_all};
 use super::slots::Directory;
 use super::start::{self, Options};
 use super::status::{Reloads, Status};
@@ -43,7 +44,7 @@ enum Ending {
 
 /// What lives as long as the master, whatever generation serves.
 pub(super) struct Blank {
-    events: mpsc::UnboundedSender<Event>,
+    pub(super) events: mpsc::UnboundedSender<Event>,
     directory: Rc<RefCell<Directory>>,
     memory: Memory,
     counters: Arc<OwnedFd>,
@@ -80,22 +81,23 @@ type Transaction = Pin<Box<dyn Future<Output = Result<Prepared, Failed>>>>;
 
 /// The state of the daemon.
 pub(super) struct Master {
-    options: Options,
-    blank: Blank,
-    bundle: Arc<Bundle>,
-    listeners: Vec<Listener>,
-    maxconn: u32,
-    workers: Workers,
-    log: EventLog,
-    log_sockets: LogSockets,
-    admin: Option<AdminSocket>,
-    pid_file: Option<(PathBuf, PidFile)>,
+    pub(super) options: Options,
+    pub(super) blank: Blank,
+    pub(super) bundle: Arc<Bundle>,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) maxconn: u32,
+    pub(super) workers: Workers,
+    pub(super) log: EventLog,
+    pub(super) log_sockets: LogSockets,
+    pub(super) admin: Option<AdminSocket>,
+    pub(super) pid_file: Option<(PathBuf, PidFile)>,
     wishes: Vec<Wish>,
     running: Option<Running>,
-    respawn: Respawn,
-    history: Reloads,
-    generation: u64,
-    began: Instant,
+    pub(super) retiring: Option<Retiring>,
+    pub(super) respawn: Respawn,
+    pub(super) history: Reloads,
+    pub(super) generation: u64,
+    pub(super) began: Instant,
     ending: Ending,
 }
 
@@ -131,6 +133,7 @@ impl Master {
             pid_file: None,
             wishes: Vec::new(),
             running: None,
+            retiring: None,
             respawn: Respawn::default(),
             history: Reloads::default(),
             generation: 1,
@@ -183,6 +186,7 @@ impl Master {
             Event::GiveSockets(stream) => self.give_sockets(stream),
             Event::Refused(message) => self.say(Severity::Warning, &message),
             Event::Worker(generation, FromWorker::LogLost(target)) => self.log_sockets.lost(generation, target),
+            Event::Worker(generation, FromWorker::Draining) => self.retired(generation),
             Event::Worker(..) => {}
             Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
             Event::WorkerEnded(generation, status) => self.bury(generation, &status),
@@ -225,7 +229,7 @@ impl Master {
 
     /// The next transaction: a respawn that is due, else the reloads that wait for the same thing.
     fn next_plan(&mut self) -> Option<Plan> {
-        if self.ending != Ending::No {
+        if self.ending != Ending::No || self.retiring.is_some() {
             return None;
         }
         let respawn = self.wishes.is_empty();
@@ -275,12 +279,14 @@ impl Master {
         let Some(running) = self.running.take() else { return };
         let committed = result.and_then(|prepared| {
             let warnings = prepared.warnings.clone();
-            self.commit(prepared, running.mode).map_err(|error| (Outcome::RolledBack, error))?;
-            Ok(warnings)
+            let retiring = self.commit(prepared, running.mode).map_err(|error| (Outcome::RolledBack, error))?;
+            Ok((warnings, retiring))
         });
         let took = running.began.elapsed();
+        let mut retiring = Vec::new();
         let (outcome, message, answer) = match committed {
-            Ok(warnings) => {
+            Ok((warnings, old)) => {
+                retiring = old;
                 let text = format!("generation {} serves after {} ms", self.generation, took.as_millis());
                 let mut answer = Answer::new(Outcome::Applied, text.clone());
                 answer.warnings = warnings;
@@ -302,9 +308,15 @@ impl Master {
         }
         // Reloading or not, the daemon serves; without a supervisor there is nobody to tell.
         let _ = sd_notify::notify(&[NotifyState::Ready]);
-        for caller in running.callers {
-            // A caller that broke off has nobody left to be told.
-            let _ = caller.send(answer.clone());
+        let answering = Retiring::new(retiring, running.callers, answer);
+        self.retiring = Some(answering);
+        self.retired(0);
+    }
+
+    /// A worker accepts no more (0: nobody new); the last one lets the callers of the reload go.
+    fn retired(&mut self, generation: u64) {
+        if let Some(retiring) = self.retiring.take_if(|retiring| retiring.retired(generation)) {
+            retiring.finish();
         }
     }
 
@@ -317,59 +329,10 @@ impl Master {
         }
     }
 
-    /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
-    fn commit(&mut self, prepared: Prepared, mode: ReloadMode) -> Result<(), MasterError> {
-        let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
-        if worker.is_gone() {
-            return Err(MasterError::WorkerDied);
-        }
-        let pid_file = self.new_pid_file(&bundle)?;
-        // May take the very path of the old one: nothing that fails often may come after it.
-        let admin = self.new_admin(&bundle)?;
-        listeners::listen(&listeners)?;
-        self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
-        self.listeners = listeners;
-        self.maxconn = maxconn;
-        self.respawn.began();
-        if let Some(admin) = admin {
-            self.admin = admin;
-        }
-        if let Some(pid_file) = pid_file {
-            self.pid_file = pid_file;
-        }
-        if self.bundle.logs != bundle.logs {
-            self.log = EventLog::open(&bundle.logs);
-        }
-        self.bundle = bundle;
-        Ok(())
-    }
-
-    /// The admin socket, where it has to change.
-    fn new_admin(&self, bundle: &Bundle) -> Result<Option<Option<AdminSocket>>, MasterError> {
-        if self.admin.is_some() == bundle.admin.is_some() && self.bundle.admin == bundle.admin {
-            return Ok(None);
-        }
-        let Some(admin) = &bundle.admin else { return Ok(Some(None)) };
-        let opened = AdminSocket::open(admin, self.blank.events.clone());
-        opened
-            .map(|socket| Some(Some(socket)))
-            .map_err(|source| MasterError::File { path: admin.socket.clone(), source })
-    }
-
-    /// The pid file, where it has to change; the command line wins over the configuration.
-    fn new_pid_file(&self, bundle: &Bundle) -> Result<Option<Option<(PathBuf, PidFile)>>, MasterError> {
-        let wanted = self.options.pid_file.as_ref().or(bundle.global.pid_file.as_ref());
-        if wanted == self.pid_file.as_ref().map(|(path, _)| path) {
-            return Ok(None);
-        }
-        let Some(path) = wanted else { return Ok(Some(None)) };
-        let written = PidFile::write(path).map_err(|source| MasterError::File { path: path.clone(), source })?;
-        Ok(Some(Some((path.clone(), written))))
-    }
-
     /// A worker's process is gone.
     fn bury(&mut self, generation: u64, status: &str) {
         let Some(worker) = self.workers.remove(generation) else { return };
+        self.retired(generation);
         self.blank.memory.clear_lane(worker.lane);
         self.log_sockets.forget(generation);
         if worker.state != spawn::State::Serving {
@@ -386,11 +349,17 @@ impl Master {
             self.say(Severity::Warning, &format!("worker {pid} did not end in time and is killed"));
         }
         self.log_sockets.reconnect(now, &self.workers);
+        if let Some(retiring) = self.retiring.take_if(|retiring| retiring.deadline() <= now) {
+            retiring.finish();
+        }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let respawn = if self.running.is_none() { self.respawn.due() } else { None };
-        [respawn, self.workers.next_deadline(), self.log_sockets.next_attempt()].into_iter().flatten().min()
+        let idle = self.running.is_none() && self.retiring.is_none();
+        let respawn = if idle { self.respawn.due() } else { None };
+        let retiring = self.retiring.as_ref().map(Retiring::deadline);
+        let times = [respawn, retiring, self.workers.next_deadline(), self.log_sockets.next_attempt()];
+        times.into_iter().flatten().min()
     }
 
     fn end(&mut self, ending: Ending) {
@@ -412,17 +381,15 @@ impl Master {
     fn dismiss_callers(&mut self) {
         let waiting = self.wishes.drain(..).filter_map(|wish| wish.caller);
         let running = self.running.take().map(|running| running.callers).unwrap_or_default();
-        for caller in waiting.chain(running) {
-            // A caller that broke off has nobody left to be told.
-            let _ = caller.send(Answer::new(Outcome::Busy, "the daemon is stopping"));
+        answer_all(waiting.chain(running), &Answer::new(Outcome::Busy, "the daemon is stopping"));
+        if let Some(decided) = self.retiring.take() {
+            decided.finish();
         }
     }
 
     fn refuse_all(&mut self, error: &MasterError) {
-        for caller in self.wishes.drain(..).filter_map(|wish| wish.caller) {
-            // A caller that broke off has nobody left to be told.
-            let _ = caller.send(Answer::new(Outcome::Busy, error.chain()));
-        }
+        let callers = self.wishes.drain(..).filter_map(|wish| wish.caller);
+        answer_all(callers, &Answer::new(Outcome::Busy, error.chain()));
     }
 
     fn status(&self) -> Answer {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod bundle;
+mod commit;
 mod error;
 mod events;
 mod lifecycle;
@@ -11,6 +12,7 @@ mod log_sockets;
 mod pidfile;
 mod reload;
 mod respawn;
+mod retire;
 mod slots;
 mod spawn;
 mod start;

@@ -39,17 +39,21 @@ impl Workers {
     }
 
     /// The new worker serves, all others drain; more than `max_old` of them end the oldest.
-    pub(super) fn promote(&mut self, mut worker: Worker, empty_queues: bool, rules: &Reload) {
+    /// Returns the generations that still have to stop accepting.
+    pub(super) fn promote(&mut self, mut worker: Worker, empty_queues: bool, rules: &Reload) -> Vec<u64> {
         worker.tell(&ToWorker::Serve);
         worker.state = State::Serving;
         for old in self.alive.iter().filter(|old| old.state != State::Stopping) {
             connect(old, &worker);
         }
+        let serving = self.alive.iter().filter(|old| old.state == State::Serving);
+        let retiring = serving.map(|old| old.generation).collect();
         self.drain(empty_queues, rules.hard_stop_after);
         let draining: Vec<_> = self.alive.iter_mut().filter(|worker| worker.state == State::Draining).collect();
         let surplus = draining.len().saturating_sub(rules.max_old);
         draining.into_iter().take(surplus).for_each(stop);
         self.alive.push(worker);
+        retiring
     }
 
     /// Everybody who serves drains.

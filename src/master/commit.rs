@@ -1,0 +1,65 @@
+//! COMMIT and RETIRE: a prepared generation becomes the serving one.
+//! Called by `lifecycle` when a transaction's other steps have succeeded. Never half done.
+
+use std::path::PathBuf;
+
+use super::admin::AdminSocket;
+use super::lifecycle::Master;
+use super::pidfile::PidFile;
+use super::reload::Prepared;
+use super::{MasterError, listeners};
+use crate::config::{Bundle, ReloadMode};
+use crate::logging::EventLog;
+
+impl Master {
+    /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
+    /// Returns the generations that are to stop accepting.
+    pub(super) fn commit(&mut self, prepared: Prepared, mode: ReloadMode) -> Result<Vec<u64>, MasterError> {
+        let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
+        if worker.is_gone() {
+            return Err(MasterError::WorkerDied);
+        }
+        let pid_file = self.new_pid_file(&bundle)?;
+        // May take the very path of the old one: nothing that fails often may come after it.
+        let admin = self.new_admin(&bundle)?;
+        listeners::listen(&listeners)?;
+        let retiring = self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
+        self.listeners = listeners;
+        self.maxconn = maxconn;
+        self.respawn.began();
+        if let Some(admin) = admin {
+            self.admin = admin;
+        }
+        if let Some(pid_file) = pid_file {
+            self.pid_file = pid_file;
+        }
+        if self.bundle.logs != bundle.logs {
+            self.log = EventLog::open(&bundle.logs);
+        }
+        self.bundle = bundle;
+        Ok(retiring)
+    }
+
+    /// The admin socket, where it has to change.
+    fn new_admin(&self, bundle: &Bundle) -> Result<Option<Option<AdminSocket>>, MasterError> {
+        if self.admin.is_some() == bundle.admin.is_some() && self.bundle.admin == bundle.admin {
+            return Ok(None);
+        }
+        let Some(admin) = &bundle.admin else { return Ok(Some(None)) };
+        let opened = AdminSocket::open(admin, self.blank.events.clone());
+        opened
+            .map(|socket| Some(Some(socket)))
+            .map_err(|source| MasterError::File { path: admin.socket.clone(), source })
+    }
+
+    /// The pid file, where it has to change; the command line wins over the configuration.
+    fn new_pid_file(&self, bundle: &Bundle) -> Result<Option<Option<(PathBuf, PidFile)>>, MasterError> {
+        let wanted = self.options.pid_file.as_ref().or(bundle.global.pid_file.as_ref());
+        if wanted == self.pid_file.as_ref().map(|(path, _)| path) {
+            return Ok(None);
+        }
+        let Some(path) = wanted else { return Ok(Some(None)) };
+        let written = PidFile::write(path).map_err(|source| MasterError::File { path: path.clone(), source })?;
+        Ok(Some(Some((path.clone(), written))))
+    }
+}
