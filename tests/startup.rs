@@ -167,7 +167,7 @@ fn an_unknown_account_is_refused_with_its_place() {
     let global = "[global]\nuser = \"no-such-user\"\ngroup = \"no-such-group\"\nchroot = \"{dir}/nowhere\"\n";
     let site = Site::proxying(&[origin.address], global);
     let said = site.launch(&[], &[]).err().unwrap();
-    for part in ["there is no user `no-such-user`", "there is no group `no-such-group`", "is not a folder"] {
+    for part in ["there is no user `no-such-user`", "there is no group `no-such-group`", "there is no chroot `"] {
         assert!(said.contains(part), "{said}");
     }
 }

@@ -13,51 +13,37 @@ pub(super) fn global(section: Option<&mut Section<'_>>) -> Global {
     let Some(section) = section else {
         return Global { user: None, group: None, chroot: None, pid_file: None, threads: None, maxconn: None };
     };
-    let user = section.text("user");
-    if let Some(user) = &user
-        && nix::unistd::geteuid().is_root()
-        && !matches!(nix::unistd::User::from_name(&user.text), Ok(Some(_)))
-    {
-        section.report.error(
-            user.span.clone(),
-            format!("there is no user `{}`", user.text),
-            "create it or name another",
-        );
-    }
-    let group = section.text("group");
-    if let Some(group) = &group
-        && nix::unistd::geteuid().is_root()
-        && !matches!(nix::unistd::Group::from_name(&group.text), Ok(Some(_)))
-    {
-        section.report.error(
-            group.span.clone(),
-            format!("there is no group `{}`", group.text),
-            "create it or name another",
-        );
-    }
-    let chroot = section.text("chroot");
-    if let Some(chroot) = &chroot
-        && nix::unistd::geteuid().is_root()
-        && !std::path::Path::new(&chroot.text).is_dir()
-    {
-        section.report.error(
-            chroot.span.clone(),
-            format!("`{}` is not a folder", chroot.text),
-            "create it or name another",
-        );
-    }
+    let user = checked(section, "user", "create it or name another", |name| {
+        matches!(nix::unistd::User::from_name(name), Ok(Some(_)))
+    });
+    let group = checked(section, "group", "create it or name another", |name| {
+        matches!(nix::unistd::Group::from_name(name), Ok(Some(_)))
+    });
+    let chroot =
+        checked(section, "chroot", "create the folder or name another", |path| std::path::Path::new(path).is_dir());
     let threads = match section.value("threads").map(|value| value.get_ref().as_str()) {
         Some(Some("auto")) | None => None,
         Some(_) => section.integer("threads", 1..=256).map(|count| count as usize),
     };
     Global {
-        user: user.map(|user| user.text),
-        group: group.map(|group| group.text),
-        chroot: chroot.map(|chroot| PathBuf::from(chroot.text)),
+        user,
+        group,
+        chroot: chroot.map(PathBuf::from),
         pid_file: section.string("pid-file").map(|path| section.report.resolve(&path)),
         threads,
         maxconn: section.integer("maxconn", 1..=10_000_000),
     }
+}
+
+/// What only root can do, and what has to exist for it.
+fn checked(section: &mut Section<'_>, key: &'static str, fix: &str, exists: impl Fn(&str) -> bool) -> Option<String> {
+    let value = section.text(key)?;
+    if !nix::unistd::geteuid().is_root() {
+        section.report.warning(value.span, format!("`{key}` has no effect"), "only root can do that");
+    } else if !exists(&value.text) {
+        section.report.error(value.span, format!("there is no {key} `{}`", value.text), fix);
+    }
+    Some(value.text)
 }
 
 pub(super) fn reload(section: Option<Section<'_>>) -> Reload {
