@@ -186,6 +186,22 @@ fn a_session_is_resumed_by_the_next_generation() {
 }
 
 #[test]
+fn ticket_keys_rotate_and_the_last_ones_still_resume() {
+    let settings = "[global.tls]\ntickets = { rotate = \"2s\", keep = 2 }\n";
+    let (site, daemon) = running(settings);
+    let client = TlsClient::new(&[&TLS12]);
+    assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Full);
+    daemon.hear("ticket keys were rotated");
+    assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Resumed, "by the key before");
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Resumed, "by the next generation");
+    daemon.hear("ticket keys were rotated");
+    daemon.hear("ticket keys were rotated");
+    daemon.hear("ticket keys were rotated");
+    assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Full, "by no key that is gone");
+}
+
+#[test]
 fn a_closed_connection_ends_with_a_notice_so_that_truncation_shows() {
     let (site, _daemon) = running("");
     let mut answer = TlsClient::new(&BOTH).get(site.address(), "localhost");

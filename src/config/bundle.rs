@@ -30,7 +30,7 @@ pub struct Bundle {
 }
 
 /// `[global]`: what HAProxy's `global` section holds.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Global {
     /// User the workers run as; only honoured when the master is root.
     pub user: Option<String>,
@@ -44,6 +44,32 @@ pub struct Global {
     pub threads: Option<usize>,
     /// Client connections a worker holds at most; `None` is what the descriptor limit allows.
     pub maxconn: Option<u32>,
+    /// Session tickets.
+    pub tickets: Tickets,
+}
+
+/// `[global.tls]` `tickets`: how long TLS sessions can be resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tickets {
+    /// A new key after this long.
+    pub rotate: Duration,
+    /// Keys known at a time; all decrypt, the newest encrypts.
+    pub keep: usize,
+}
+
+impl Default for Tickets {
+    fn default() -> Self {
+        Self { rotate: Duration::from_secs(12 * 3600), keep: 3 }
+    }
+}
+
+impl Tickets {
+    /// How long a ticket is certain to be understood; at most the 7 days of RFC 8446 section 4.6.1.
+    #[must_use]
+    pub fn lifetime(&self) -> Duration {
+        let rotations = u32::try_from(self.keep.saturating_sub(1)).unwrap_or(u32::MAX).max(1);
+        self.rotate.saturating_mul(rotations).min(Duration::from_secs(7 * 24 * 3600))
+    }
 }
 
 /// `[reload]`.

@@ -48,16 +48,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     }
     root.name = String::new();
     let mut tls = TlsDefaults::default();
-    let mut global_section = root.table("global");
-    let global = process::global(global_section.as_mut());
-    if let Some(mut section) = global_section {
-        if let Some(mut section) = section.table("tls") {
-            tls = tls.with(&mut section);
-            tls.cert_base = section.string("cert-base").map(PathBuf::from);
-            section.finish();
-        }
-        section.finish();
-    }
+    let global = root.table("global").map(|section| process::global(section, &mut tls)).unwrap_or_default();
     let reload = process::reload(root.table("reload"));
     let admin = process::admin(root.table("admin"));
     let logs = root.tables("log").into_iter().filter_map(|section| process::log(section, check)).collect();

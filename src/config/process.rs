@@ -5,34 +5,56 @@ use std::net::ToSocketAddrs as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ciphers::TlsDefaults;
 use super::report::suggestion;
 use super::section::Section;
-use super::{Admin, AdminLevel, Global, LogSink, LogTarget, Reload, ReloadMode};
+use super::{Admin, AdminLevel, Global, LogSink, LogTarget, Reload, ReloadMode, Tickets};
 
-pub(super) fn global(section: Option<&mut Section<'_>>) -> Global {
-    let Some(section) = section else {
-        return Global { user: None, group: None, chroot: None, pid_file: None, threads: None, maxconn: None };
-    };
-    let user = checked(section, "user", "create it or name another", |name| {
+pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global {
+    let user = checked(&mut section, "user", "create it or name another", |name| {
         matches!(nix::unistd::User::from_name(name), Ok(Some(_)))
     });
-    let group = checked(section, "group", "create it or name another", |name| {
+    let group = checked(&mut section, "group", "create it or name another", |name| {
         matches!(nix::unistd::Group::from_name(name), Ok(Some(_)))
     });
-    let chroot =
-        checked(section, "chroot", "create the folder or name another", |path| std::path::Path::new(path).is_dir());
+    let chroot = checked(&mut section, "chroot", "create the folder or name another", |path| {
+        std::path::Path::new(path).is_dir()
+    });
     let threads = match section.value("threads").map(|value| value.get_ref().as_str()) {
         Some(Some("auto")) | None => None,
         Some(_) => section.integer("threads", 1..=256).map(|count| count as usize),
     };
-    Global {
+    let mut tickets = Tickets::default();
+    if let Some(mut section) = section.table("tls") {
+        *tls = tls.with(&mut section);
+        tls.cert_base = section.string("cert-base").map(PathBuf::from);
+        tickets = self::tickets(section.table("tickets"));
+        section.finish();
+    }
+    let global = Global {
         user,
         group,
         chroot: chroot.map(PathBuf::from),
         pid_file: section.string("pid-file").map(|path| section.report.resolve(&path)),
         threads,
         maxconn: section.integer("maxconn", 1..=10_000_000),
+        tickets,
+    };
+    section.finish();
+    global
+}
+
+/// `tickets` of `[global.tls]`.
+fn tickets(section: Option<Section<'_>>) -> Tickets {
+    let usual = Tickets::default();
+    let Some(mut section) = section else { return usual };
+    let rotate = section.duration("rotate").unwrap_or(usual.rotate);
+    if rotate.is_zero() {
+        section.report.error(section.place("rotate"), "keys cannot rotate all the time", "write \"12h\"");
     }
+    let keep = section.integer("keep", 1..=16).map_or(usual.keep, |keep| keep as usize);
+    section.finish();
+    Tickets { rotate, keep }
 }
 
 /// What only root can do, and what has to exist for it.

@@ -82,6 +82,8 @@ pub enum ToWorker {
     Successor,
     /// An older worker sends its idle connections through this channel; one descriptor.
     Predecessor,
+    /// TLS ticket keys from now on, newest first.
+    TicketKeys(Vec<Vec<u8>>),
     /// End at once.
     Stop,
     /// A fresh socket for the log target with this index; one descriptor.

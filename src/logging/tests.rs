@@ -161,7 +161,7 @@ fn target(sink: LogSink) -> LogTarget {
 fn bundle(logs: Vec<LogTarget>) -> Bundle {
     Bundle {
         sha256: String::new(),
-        global: config::Global { user: None, group: None, chroot: None, pid_file: None, threads: None, maxconn: None },
+        global: config::Global::default(),
         reload: config::Reload {
             strategy: config::ReloadMode::Handover,
             hard_stop_after: Duration::from_secs(1),

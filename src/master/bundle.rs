@@ -14,7 +14,7 @@ use crate::tls::{self, TicketKeys, random_ticket_key};
 /// Every problem of the file, or settings the TLS library refuses.
 pub fn load(path: &Path) -> Result<Loaded, MasterError> {
     let loaded = config::load(path, &|text| Format::compile(text).map(drop).map_err(|error| error.to_string()))?;
-    let keys = TicketKeys::from_raw(&[random_ticket_key()?])?;
+    let keys = TicketKeys::from_raw(&[random_ticket_key()?], loaded.bundle.global.tickets.lifetime())?;
     for settings in loaded.bundle.frontends.iter().filter_map(|frontend| frontend.tls.as_ref()) {
         tls::server_config(settings, &keys)?;
     }

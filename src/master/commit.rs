@@ -9,6 +9,7 @@ use super::pidfile::PidFile;
 use super::reload::Prepared;
 use super::{MasterError, listeners};
 use crate::config::{Bundle, ReloadMode};
+use crate::handoff::messages::ToWorker;
 use crate::logging::EventLog;
 
 impl Master {
@@ -23,6 +24,8 @@ impl Master {
         // May take the very path of the old one: nothing that fails often may come after it.
         let admin = self.new_admin(&bundle)?;
         listeners::listen(&listeners)?;
+        // They may have been rotated since it was started.
+        worker.tell(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
         let retiring = self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
         self.listeners = listeners;
         self.maxconn = maxconn;

@@ -25,11 +25,12 @@ use super::retire::{Retiring, answer_all};
 use super::slots::Directory;
 use super::start::{self, Options};
 use super::status::{Reloads, Status};
+use super::tickets::TicketRing;
 use super::workers::Workers;
 use super::{MasterError, spawn};
 use crate::config::{Bundle, ReloadMode};
 use crate::handoff::getsocks;
-use crate::handoff::messages::FromWorker;
+use crate::handoff::messages::{FromWorker, ToWorker};
 use crate::logging::{EventLog, Severity};
 use crate::socket::Sharing;
 use crate::stats::{Counter, Memory};
@@ -48,17 +49,17 @@ pub(super) struct Blank {
     directory: Rc<RefCell<Directory>>,
     memory: Memory,
     counters: Arc<OwnedFd>,
-    ticket_keys: Arc<Vec<Vec<u8>>>,
+    pub(super) tickets: TicketRing,
 }
 
 impl Blank {
-    pub(super) fn of(plan: &Plan, memory: Memory) -> Self {
+    pub(super) fn of(plan: &Plan, memory: Memory, tickets: TicketRing) -> Self {
         Self {
             events: plan.events.clone(),
             directory: Rc::clone(&plan.directory),
             memory,
             counters: Arc::clone(&plan.counters),
-            ticket_keys: Arc::clone(&plan.ticket_keys),
+            tickets,
         }
     }
 }
@@ -270,7 +271,7 @@ impl Master {
             lane,
             directory: Rc::clone(&self.blank.directory),
             counters: Arc::clone(&self.blank.counters),
-            ticket_keys: Arc::clone(&self.blank.ticket_keys),
+            ticket_keys: self.blank.tickets.keys(),
             events: self.blank.events.clone(),
         })
     }
@@ -352,13 +353,22 @@ impl Master {
         if let Some(retiring) = self.retiring.take_if(|retiring| retiring.deadline() <= now) {
             retiring.finish();
         }
+        match self.blank.tickets.rotate(now, &self.bundle.global.tickets) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.workers.tell_all(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
+                self.say(Severity::Info, "the TLS ticket keys were rotated");
+            }
+            Err(error) => self.say(Severity::Error, &format!("the TLS ticket keys stay: {error}")),
+        }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.running.is_none() && self.retiring.is_none();
         let respawn = if idle { self.respawn.due() } else { None };
         let retiring = self.retiring.as_ref().map(Retiring::deadline);
-        let times = [respawn, retiring, self.workers.next_deadline(), self.log_sockets.next_attempt()];
+        let rotation = self.blank.tickets.due(&self.bundle.global.tickets);
+        let times = [respawn, retiring, rotation, self.workers.next_deadline(), self.log_sockets.next_attempt()];
         times.into_iter().flatten().min()
     }
 

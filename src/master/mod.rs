@@ -17,6 +17,7 @@ mod slots;
 mod spawn;
 mod start;
 mod status;
+mod tickets;
 mod workers;
 
 pub use admin::{Answer, Outcome};

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,11 +17,11 @@ use super::admin::Answer;
 use super::events::Event;
 use super::reload::{Plan, Source, prepare};
 use super::slots::Directory;
+use super::tickets::TicketRing;
 use super::{MasterError, lifecycle, listeners};
 use crate::config::{self, ReloadMode};
 use crate::socket::Sharing;
 use crate::stats::Memory;
-use crate::tls::random_ticket_key;
 
 /// How long a daemon that may be running already gets to say so.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
@@ -69,6 +69,7 @@ pub(super) async fn start(
         held.extend(listeners::from_daemon(socket)?);
     }
     let (memory, counters) = Memory::create(crate::stats::SLOTS)?;
+    let tickets = TicketRing::new(Instant::now())?;
     let plan = Plan {
         source: Source::File(options.config.clone()),
         mode: ReloadMode::Handover,
@@ -79,10 +80,10 @@ pub(super) async fn start(
         lane: 0,
         directory: Rc::new(RefCell::new(Directory::default())),
         counters: Arc::new(counters),
-        ticket_keys: Arc::new(vec![random_ticket_key()?]),
+        ticket_keys: tickets.keys(),
         events,
     };
-    let blank = lifecycle::Blank::of(&plan, memory);
+    let blank = lifecycle::Blank::of(&plan, memory, tickets);
     let prepared = prepare(plan).await.map_err(|(_, error)| error)?;
     let master = lifecycle::Master::first(options, blank, prepared)?;
     master.signal_predecessors();

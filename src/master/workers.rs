@@ -65,6 +65,13 @@ impl Workers {
         }
     }
 
+    /// Gives everybody an order.
+    pub(super) fn tell_all(&self, order: &ToWorker) {
+        for worker in &self.alive {
+            worker.tell(order);
+        }
+    }
+
     /// Everybody ends now.
     pub(super) fn stop_all(&mut self) {
         self.alive.iter_mut().filter(|worker| worker.state != State::Stopping).for_each(stop);

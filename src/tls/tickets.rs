@@ -2,7 +2,8 @@
 //! client a full handshake. Called by the TLS library. Keys live in memory only.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand;
@@ -13,8 +14,6 @@ use super::TlsError;
 /// Bytes of a raw key: 16 of name, 32 of AES-256, the rest reserved, as HAProxy's and nginx's files.
 const KEY_SIZE: usize = 80;
 const NAME_SIZE: usize = 16;
-/// How long a client may come back with a ticket, seconds.
-const LIFETIME: u32 = 12 * 3600;
 
 struct Key {
     name: [u8; NAME_SIZE],
@@ -23,12 +22,13 @@ struct Key {
 
 /// Ticket keys, newest first: the first one encrypts, all decrypt.
 pub struct TicketKeys {
-    keys: Vec<Key>,
+    keys: RwLock<Vec<Key>>,
+    lifetime: Duration,
 }
 
 impl fmt::Debug for TicketKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TicketKeys").field("keys", &self.keys.len()).finish()
+        f.debug_struct("TicketKeys").field("lifetime", &self.lifetime).finish_non_exhaustive()
     }
 }
 
@@ -43,14 +43,32 @@ pub fn random_ticket_key() -> Result<Vec<u8>, TlsError> {
 }
 
 impl TicketKeys {
-    /// Keys from their raw bytes.
+    /// Keys from their raw bytes; clients are told to come back within `lifetime`.
     ///
     /// # Errors
     /// A key of another size than 80 bytes, or none.
-    pub fn from_raw(raw: &[Vec<u8>]) -> Result<Arc<Self>, TlsError> {
-        let keys = raw.iter().map(|bytes| Key::new(bytes)).collect::<Result<Vec<_>, _>>()?;
-        if keys.is_empty() { Err(TlsError::NoTicketKey) } else { Ok(Arc::new(Self { keys })) }
+    pub fn from_raw(raw: &[Vec<u8>], lifetime: Duration) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self { keys: RwLock::new(parse(raw)?), lifetime }))
     }
+
+    /// Exchanges the keys while handshakes go on.
+    ///
+    /// # Errors
+    /// As [`Self::from_raw`]; the old keys stay.
+    pub fn replace(&self, raw: &[Vec<u8>]) -> Result<(), TlsError> {
+        let keys = parse(raw)?;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Vec<Key>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn parse(raw: &[Vec<u8>]) -> Result<Vec<Key>, TlsError> {
+    let keys = raw.iter().map(|bytes| Key::new(bytes)).collect::<Result<Vec<_>, _>>()?;
+    if keys.is_empty() { Err(TlsError::NoTicketKey) } else { Ok(keys) }
 }
 
 impl Key {
@@ -71,12 +89,13 @@ impl ProducesTickets for TicketKeys {
     }
 
     fn lifetime(&self) -> u32 {
-        LIFETIME
+        u32::try_from(self.lifetime.as_secs()).unwrap_or(u32::MAX)
     }
 
     /// Name, nonce, sealed state; the name is authenticated too.
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let key = self.keys.first()?;
+        let keys = self.read();
+        let key = keys.first()?;
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).ok()?;
         let mut sealed = plain.to_vec();
@@ -89,7 +108,8 @@ impl ProducesTickets for TicketKeys {
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let (name, rest) = ticket.split_at_checked(NAME_SIZE)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
-        let key = self.keys.iter().find(|key| key.name == name)?;
+        let keys = self.read();
+        let key = keys.iter().find(|key| key.name == name)?;
         let mut sealed = sealed.to_vec();
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         Some(key.seal.open_in_place(nonce, Aad::from(&key.name), &mut sealed).ok()?.to_vec())
@@ -100,8 +120,10 @@ impl ProducesTickets for TicketKeys {
 mod tests {
     use super::*;
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     fn keys(raw: &[&Vec<u8>]) -> Arc<TicketKeys> {
-        TicketKeys::from_raw(&raw.iter().map(|key| (*key).clone()).collect::<Vec<_>>()).unwrap()
+        TicketKeys::from_raw(&raw.iter().map(|key| (*key).clone()).collect::<Vec<_>>(), HOUR).unwrap()
     }
 
     #[test]
@@ -111,6 +133,17 @@ mod tests {
         assert_eq!(keys(&[&old]).decrypt(&ticket).as_deref(), Some(&b"state"[..]));
         assert_eq!(keys(&[&new, &old]).decrypt(&ticket).as_deref(), Some(&b"state"[..]));
         assert_eq!(keys(&[&new]).decrypt(&ticket), None);
+    }
+
+    #[test]
+    fn keys_that_are_replaced_under_way_take_effect_at_once() {
+        let (old, new) = (random_ticket_key().unwrap(), random_ticket_key().unwrap());
+        let shared = keys(&[&old]);
+        let ticket = shared.encrypt(b"state").unwrap();
+        shared.replace(&[new.clone(), old]).unwrap();
+        assert_eq!(shared.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
+        assert!(keys(&[&new]).decrypt(&shared.encrypt(b"state").unwrap()).is_some(), "the newest key encrypts");
+        assert!(shared.replace(&[]).is_err() && shared.decrypt(&ticket).is_some(), "no key is no exchange");
     }
 
     #[test]
@@ -127,7 +160,7 @@ mod tests {
 
     #[test]
     fn keys_of_another_size_are_refused() {
-        assert!(matches!(TicketKeys::from_raw(&[vec![0; 48]]), Err(TlsError::TicketKey(48))));
-        assert!(matches!(TicketKeys::from_raw(&[]), Err(TlsError::NoTicketKey)));
+        assert!(matches!(TicketKeys::from_raw(&[vec![0; 48]], HOUR), Err(TlsError::TicketKey(48))));
+        assert!(matches!(TicketKeys::from_raw(&[], HOUR), Err(TlsError::NoTicketKey)));
     }
 }

@@ -20,7 +20,7 @@ use super::thread::{self, Order, Setup, Shared};
 use crate::config::Bundle;
 use crate::handoff::Channel;
 use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
-use crate::logging::{LogThread, Logger};
+use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
 use crate::stats::{Counter, StatsPage};
 use crate::tls::{self, TicketKeys};
@@ -66,6 +66,7 @@ struct Worker {
     crew: Crew,
     leaving: mpsc::UnboundedReceiver<Leaving>,
     successor: watch::Sender<Option<Arc<Channel>>>,
+    tickets: Arc<TicketKeys>,
     logger: Logger,
     log_thread: LogThread,
     bundle: Arc<Bundle>,
@@ -101,6 +102,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
     );
     drop_privileges(&start)?;
     let page = StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation);
+    let tickets = TicketKeys::from_raw(&start.ticket_keys, bundle.global.tickets.lifetime())?;
     let (orders, watching) = watch::channel(Order::Wait);
     let (departure, leaving) = Departure::new();
     let shared = Shared {
@@ -108,7 +110,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         slots: start.slots.clone(),
         memory,
         lane: start.lane,
-        tls: acceptors(&bundle, &start.ticket_keys)?,
+        tls: acceptors(&bundle, &tickets)?,
         limits: limits(&bundle, start.maxconn),
         logger: logger.clone(),
         active: Arc::new(AtomicU32::new(0)),
@@ -117,7 +119,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         departure,
     };
     let crew = muster(&shared, &listeners).map_err(WorkerError::Thread)?;
-    Ok(Worker { orders, crew, leaving, successor: watch::channel(None).0, logger, log_thread, bundle })
+    Ok(Worker { orders, crew, leaving, successor: watch::channel(None).0, tickets, logger, log_thread, bundle })
 }
 
 /// Starts the threads, each with its own descriptors of the listening sockets.
@@ -150,12 +152,11 @@ fn thread_count(bundle: &Bundle) -> usize {
     bundle.global.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-fn acceptors(bundle: &Bundle, keys: &[Vec<u8>]) -> Result<Vec<Option<TlsAcceptor>>, WorkerError> {
-    let keys = TicketKeys::from_raw(keys)?;
+fn acceptors(bundle: &Bundle, keys: &Arc<TicketKeys>) -> Result<Vec<Option<TlsAcceptor>>, WorkerError> {
     let mut all = Vec::with_capacity(bundle.frontends.len());
     for frontend in &bundle.frontends {
         all.push(match &frontend.tls {
-            Some(settings) => Some(TlsAcceptor::from(tls::server_config(settings, &keys)?)),
+            Some(settings) => Some(TlsAcceptor::from(tls::server_config(settings, keys)?)),
             None => None,
         });
     }
@@ -230,6 +231,11 @@ impl Worker {
             (ToWorker::Predecessor, Some(fd)) => {
                 let reception = Reception::new(Arc::clone(&self.bundle), self.crew.arrivals.clone());
                 tokio::spawn(reception.receive_all(Channel::from_fd(fd)));
+            }
+            (ToWorker::TicketKeys(keys), _) => {
+                if let Err(error) = self.tickets.replace(&keys) {
+                    self.logger.event(Severity::Error, &format!("the old ticket keys stay: {error}"));
+                }
             }
             (ToWorker::LogSocket(target), Some(socket)) => self.logger.replace_socket(target, socket),
             (ToWorker::Stop, _) => return Followed::Stop,
