@@ -18,7 +18,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
     let second = Duration::from_secs(1);
     Bundle {
         sha256: String::new(),
-        global: config::Global::default(),
+        global: config::Global { maxconn: Some(2000), ..config::Global::default() },
         reload: config::Reload { strategy: config::ReloadMode::Handover, hard_stop_after: second, max_old: 1 },
         admin: None,
         logs: Vec::new(),
