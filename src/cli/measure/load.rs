@@ -19,6 +19,8 @@ pub(super) struct Plan {
     pub(super) requests: u64,
     pub(super) users: usize,
     pub(super) keep_alive: bool,
+    /// Connections that are opened before and make one more request after.
+    pub(super) idle: usize,
 }
 
 /// What became of a run.
@@ -61,9 +63,20 @@ struct Shared {
     outcome: RefCell<Outcome>,
 }
 
-/// Makes all requests of a plan from this thread.
-pub(super) fn run(plan: &Plan, progress: &Arc<ProgressBar>) -> io::Result<Outcome> {
+/// Makes all requests of a plan from this thread; `disturb` is called once the idle connections are open.
+pub(super) fn run<T>(
+    plan: &Plan,
+    progress: &Arc<ProgressBar>,
+    disturb: impl FnOnce() -> T,
+    calm: impl FnOnce(T),
+) -> io::Result<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut idle: Vec<_> = (0..plan.idle).map(|_| User::new(plan.target.clone(), true, false)).collect();
+    let mut lost_before = 0;
+    for user in &mut idle {
+        lost_before += u64::from(runtime.block_on(user.request()).is_err());
+    }
+    let disturbance = disturb();
     let shared = Rc::new(Shared { left: Cell::new(plan.requests), outcome: RefCell::default() });
     let began = Instant::now();
     let users = LocalSet::new();
@@ -74,6 +87,12 @@ pub(super) fn run(plan: &Plan, progress: &Arc<ProgressBar>) -> io::Result<Outcom
     runtime.block_on(users);
     let mut outcome = shared.outcome.take();
     outcome.took = began.elapsed();
+    calm(disturbance);
+    // Who was lost while it opened was no idle connection yet, but lost all the same.
+    let lost_after: u64 = idle.iter_mut().map(|user| u64::from(runtime.block_on(user.request()).is_err())).sum();
+    if lost_before + lost_after > 0 {
+        outcome.lost.insert(Loss::Idle, lost_before + lost_after);
+    }
     outcome.answered.sort_unstable();
     Ok(outcome)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::disturb::Disturbance;
+use self::disturb::{Disturbance, Disturbances};
 use self::load::Plan;
 use self::subject::{Action, Subject, SubjectError};
 use self::table::Row;
@@ -42,6 +42,9 @@ pub(super) struct MeasureArgs {
     /// Keep connections: half the users GET, half POST, none ever retries
     #[arg(long)]
     keep_alive: bool,
+    /// Connections that stay idle meanwhile, and must answer once more at the end
+    #[arg(long, default_value_t = 0)]
+    idle: usize,
     /// Aim at a daemon that runs already (http or https)
     #[arg(long, value_name = "URL", requires = "reload_command")]
     url: Option<String>,
@@ -77,6 +80,8 @@ pub(super) fn run(args: &MeasureArgs) -> u8 {
 }
 
 fn measure(args: &MeasureArgs) -> Result<Vec<Row>, SubjectError> {
+    // As many descriptors as there may be; what is too much shows as lost connections.
+    let _ = crate::socket::raise_for(None, 0);
     let subject = match (&args.url, &args.reload_command) {
         (Some(url), Some(command)) => Subject::running(url, command)?,
         _ => Subject::own()?,
@@ -93,12 +98,14 @@ fn measure(args: &MeasureArgs) -> Result<Vec<Row>, SubjectError> {
 fn one(args: &MeasureArgs, subject: &Subject, action: Action, users: usize) -> Result<Row, SubjectError> {
     subject.ensure_running()?;
     let progress = progress(args, action, users);
-    let plan = Plan { target: subject.target.clone(), requests: args.requests, users, keep_alive: args.keep_alive };
+    let (target, requests, keep_alive) = (subject.target.clone(), args.requests, args.keep_alive);
+    let plan = Plan { target, requests, users, keep_alive, idle: args.idle };
     let pause = Duration::try_from_secs_f64(args.every).unwrap_or_default();
-    let disturbance = subject.script(action).map(|script| Disturbance::begin(script, pause));
     let bar = Arc::new(progress);
-    let result = load::run(&plan, &bar);
-    let disturbances = disturbance.map(Disturbance::end).unwrap_or_default();
+    let mut disturbances = Disturbances::default();
+    let begin = || subject.script(action).map(|script| Disturbance::begin(script, pause));
+    let end = |running: Option<Disturbance>| disturbances = running.map(Disturbance::end).unwrap_or_default();
+    let result = load::run(&plan, &bar, begin, end);
     bar.finish_and_clear();
     Ok(Row { action, users, result: result?, disturbances })
 }

@@ -45,6 +45,8 @@ pub(super) enum Loss {
     Status,
     /// Nothing for 30 s.
     Timeout,
+    /// On a connection that had been idle all the time.
+    Idle,
 }
 
 impl fmt::Display for Loss {
@@ -58,6 +60,7 @@ impl fmt::Display for Loss {
             Self::Malformed => "malformed",
             Self::Status => "status",
             Self::Timeout => "timeout",
+            Self::Idle => "idle",
         })
     }
 }
