@@ -8,13 +8,13 @@ use super::lifecycle::Master;
 use super::pidfile::PidFile;
 use super::reload::Prepared;
 use super::{MasterError, listeners};
-use crate::config::{Bundle, ReloadMode};
+use crate::config::Bundle;
 use crate::logging::EventLog;
 
 impl Master {
     /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
     /// Returns the generations that are to stop accepting.
-    pub(super) fn commit(&mut self, prepared: Prepared, mode: ReloadMode) -> Result<Vec<u64>, MasterError> {
+    pub(super) fn commit(&mut self, prepared: Prepared) -> Result<Vec<u64>, MasterError> {
         let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
         if worker.is_gone() {
             return Err(MasterError::WorkerDied);
@@ -23,7 +23,8 @@ impl Master {
         // May take the very path of the old one: nothing that fails often may come after it.
         let admin = self.new_admin(&bundle)?;
         listeners::listen(&listeners)?;
-        let retiring = self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
+        let abandoned = listeners::abandoned(&self.listeners, &listeners);
+        let retiring = self.workers.promote(worker, &abandoned, &bundle.reload);
         self.listeners = listeners;
         self.maxconn = maxconn;
         self.respawn.began();
