@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 
 use super::{PATIENCE, pid};
@@ -83,4 +84,11 @@ pub fn resident(number: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Lets this process open so many descriptors.
+pub fn allow_descriptors(count: u64) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    assert!(hard >= count, "this needs {count} descriptors, the hard limit is {hard} (ulimit -Hn)");
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(count), hard).unwrap();
 }
