@@ -166,6 +166,11 @@ impl Pace {
         self.0.1.notify_all();
     }
 
+    /// From now on a download gets nothing, not even its first piece, before it is allowed anew.
+    pub fn hold(&self) {
+        *self.0.0.lock().unwrap() = 0;
+    }
+
     fn await_piece(&self, number: usize) {
         let allowed = self.0.0.lock().unwrap();
         drop(self.0.1.wait_while(allowed, |allowed| *allowed <= number).unwrap());
