@@ -72,9 +72,9 @@ pub enum ToWorker {
     Serve,
     /// Stop accepting, finish what is open, then exit.
     Drain {
-        /// Accept what is queued until the queues are empty before closing them (rebind);
-        /// otherwise the queues belong to a new worker already.
-        empty_queues: bool,
+        /// Places of the listening sockets, as they were handed over, that no new worker has: their
+        /// queues are accepted until they are empty. The others belong to a new worker already.
+        abandoned: Vec<usize>,
         /// End what is still open after this long.
         hard_stop_after: Duration,
     },

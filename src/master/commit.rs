@@ -8,14 +8,14 @@ use super::lifecycle::Master;
 use super::pidfile::PidFile;
 use super::reload::Prepared;
 use super::{MasterError, listeners};
-use crate::config::{Bundle, ReloadMode};
+use crate::config::Bundle;
 use crate::handoff::messages::ToWorker;
 use crate::logging::EventLog;
 
 impl Master {
     /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
     /// Returns the generations that are to stop accepting.
-    pub(super) fn commit(&mut self, prepared: Prepared, mode: ReloadMode) -> Result<Vec<u64>, MasterError> {
+    pub(super) fn commit(&mut self, prepared: Prepared) -> Result<Vec<u64>, MasterError> {
         let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
         if worker.is_gone() {
             return Err(MasterError::WorkerDied);
@@ -26,7 +26,8 @@ impl Master {
         listeners::listen(&listeners)?;
         // They may have been rotated since it was started.
         worker.tell(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
-        let retiring = self.workers.promote(worker, mode == ReloadMode::Rebind, &bundle.reload);
+        let abandoned = listeners::abandoned(&self.listeners, &listeners);
+        let retiring = self.workers.promote(worker, &abandoned, &bundle.reload);
         self.listeners = listeners;
         self.maxconn = maxconn;
         self.respawn.began();

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{AdminSocket, Answer, Outcome, Request};
 use super::events::{self, Event};
-use super::listeners::Listener;
+use super::listeners::{self, Listener};
 use super::log_sockets::LogSockets;
 use super::pidfile::PidFile;
 use super::reload::{Failed, Plan, Prepared, Source, prepare};
@@ -144,7 +144,7 @@ impl Master {
         for warning in &prepared.warnings {
             master.show(Severity::Warning, warning);
         }
-        master.commit(prepared, ReloadMode::Handover)?;
+        master.commit(prepared)?;
         master
             .say(Severity::Notice, &format!("proxy {} serves, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
         // Without a supervisor there is nobody to tell.
@@ -280,7 +280,7 @@ impl Master {
         let Some(running) = self.running.take() else { return };
         let committed = result.and_then(|prepared| {
             let warnings = prepared.warnings.clone();
-            let retiring = self.commit(prepared, running.mode).map_err(|error| (Outcome::RolledBack, error))?;
+            let retiring = self.commit(prepared).map_err(|error| (Outcome::RolledBack, error))?;
             Ok((warnings, retiring))
         });
         let took = running.began.elapsed();
@@ -373,6 +373,7 @@ impl Master {
     }
 
     fn end(&mut self, ending: Ending) {
+        let abandoned = listeners::abandoned(&self.listeners, &[]);
         if self.ending == Ending::No {
             // Without a supervisor there is nobody to tell.
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
@@ -383,7 +384,7 @@ impl Master {
         if ending == Ending::Now {
             self.workers.stop_all();
         } else {
-            self.workers.drain(true, self.bundle.reload.hard_stop_after);
+            self.workers.drain(&abandoned, self.bundle.reload.hard_stop_after);
         }
         self.ending = ending;
     }

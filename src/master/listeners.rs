@@ -56,6 +56,12 @@ fn wanted(bundle: &Bundle) -> impl Iterator<Item = (ListenerOwner, &Bind)> {
     own.chain(stats)
 }
 
+/// Places of the old sockets that are not among the new ones: removed, or bound anew.
+pub(super) fn abandoned(old: &[Listener], new: &[Listener]) -> Vec<usize> {
+    let kept = |one: &Listener| new.iter().any(|other| Arc::ptr_eq(&one.fd, &other.fd));
+    (0..old.len()).filter(|place| !kept(&old[*place])).collect()
+}
+
 /// Lets clients in. Sockets that listen already get the backlog of the configuration.
 pub(super) fn listen(listeners: &[Listener]) -> Result<(), MasterError> {
     for listener in listeners {

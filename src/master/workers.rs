@@ -39,8 +39,9 @@ impl Workers {
     }
 
     /// The new worker serves, all others drain; more than `max_old` of them end the oldest.
+    /// Nobody else has the listening sockets at the places `abandoned`.
     /// Returns the generations that still have to stop accepting.
-    pub(super) fn promote(&mut self, mut worker: Worker, empty_queues: bool, rules: &Reload) -> Vec<u64> {
+    pub(super) fn promote(&mut self, mut worker: Worker, abandoned: &[usize], rules: &Reload) -> Vec<u64> {
         worker.tell(&ToWorker::Serve);
         worker.state = State::Serving;
         for old in self.alive.iter().filter(|old| old.state != State::Stopping) {
@@ -48,7 +49,7 @@ impl Workers {
         }
         let serving = self.alive.iter().filter(|old| old.state == State::Serving);
         let retiring = serving.map(|old| old.generation).collect();
-        self.drain(empty_queues, rules.hard_stop_after);
+        self.drain(abandoned, rules.hard_stop_after);
         let draining: Vec<_> = self.alive.iter_mut().filter(|worker| worker.state == State::Draining).collect();
         let surplus = draining.len().saturating_sub(rules.max_old);
         draining.into_iter().take(surplus).for_each(stop);
@@ -56,10 +57,10 @@ impl Workers {
         retiring
     }
 
-    /// Everybody who serves drains.
-    pub(super) fn drain(&mut self, empty_queues: bool, hard_stop_after: Duration) {
+    /// Everybody who serves drains, and empties the queues that are abandoned.
+    pub(super) fn drain(&mut self, abandoned: &[usize], hard_stop_after: Duration) {
         for worker in self.alive.iter_mut().filter(|worker| worker.state == State::Serving) {
-            worker.tell(&ToWorker::Drain { empty_queues, hard_stop_after });
+            worker.tell(&ToWorker::Drain { abandoned: abandoned.to_vec(), hard_stop_after });
             worker.state = State::Draining;
             worker.deadline = Instant::now().checked_add(hard_stop_after + END_PATIENCE);
         }

@@ -238,10 +238,9 @@ impl Client {
         self.timer.set(LINGER);
         let unread = sending || !self.input.is_empty();
         poll_fn(|cx| {
-            if self.timer.poll(cx).is_some() {
-                return Poll::Ready(());
-            }
-            Pin::new(&mut self.stream).poll_shutdown(cx).map(drop)
+            // First, so that it is tried even where no time is left.
+            let said = Pin::new(&mut self.stream).poll_shutdown(cx).map(drop);
+            if said.is_pending() && self.timer.poll(cx).is_some() { Poll::Ready(()) } else { said }
         })
         .await;
         if unread || has_unread(self.stream.socket()) {

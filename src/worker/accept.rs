@@ -17,9 +17,10 @@ use super::thread::Order;
 /// Pause after accept(2) failed for want of descriptors or memory: trying at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until ordered otherwise; every connection goes to `serve` with its permits.
+/// Accepts until ordered otherwise; every connection goes to `serve` with its permits. `place` is that
+/// of the socket among those the worker was given.
 pub async fn accept_all(
-    listener: TcpListener,
+    (place, listener): (usize, TcpListener),
     limits: &[Arc<Capacity>],
     mut orders: watch::Receiver<Order>,
     serve: impl Fn(TcpStream, SocketAddr, Vec<Permit>),
@@ -36,7 +37,8 @@ pub async fn accept_all(
             },
         }
     }
-    if matches!(*orders.borrow(), Order::Drain { empty_queues: true, .. }) {
+    let order = orders.borrow().clone();
+    if matches!(order, Order::Drain { abandoned, .. } if abandoned.contains(&place)) {
         for (stream, peer) in queued(listener) {
             serve(stream, peer, Vec::new());
         }

@@ -64,6 +64,8 @@ fn leave_signals_to_the_master(runtime: &tokio::runtime::Runtime) {
 struct Worker {
     orders: watch::Sender<Order>,
     crew: Crew,
+    /// Listening sockets.
+    queues: usize,
     leaving: mpsc::UnboundedReceiver<Leaving>,
     successor: watch::Sender<Option<Arc<Channel>>>,
     tickets: Arc<TicketKeys>,
@@ -119,7 +121,8 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         departure,
     };
     let crew = muster(&shared, &listeners).map_err(WorkerError::Thread)?;
-    Ok(Worker { orders, crew, leaving, successor: watch::channel(None).0, tickets, logger, log_thread, bundle })
+    let (queues, successor) = (listeners.len(), watch::channel(None).0);
+    Ok(Worker { orders, crew, queues, leaving, successor, tickets, logger, log_thread, bundle })
 }
 
 /// Starts the threads, each with its own descriptors of the listening sockets.
@@ -196,7 +199,7 @@ impl Worker {
                     },
                     // The master is gone: nobody will ever ask again, so finish in good order.
                     Ok(None) | Err(_) => {
-                        self.orders.send_replace(Order::Drain { empty_queues: true, moving: false });
+                        self.orders.send_replace(Order::Drain { abandoned: (0..self.queues).collect(), moving: false });
                         let limit = hard_stop.unwrap_or(tokio::time::Instant::now() + self.bundle.reload.hard_stop_after);
                         let _ = tokio::time::timeout_at(limit, self.crew.ended.recv()).await;
                         break;
@@ -220,9 +223,9 @@ impl Worker {
             (ToWorker::Serve, _) => {
                 self.orders.send_replace(Order::Serve);
             }
-            (ToWorker::Drain { empty_queues, hard_stop_after }, _) => {
+            (ToWorker::Drain { abandoned, hard_stop_after }, _) => {
                 let moving = self.successor.borrow().is_some();
-                self.orders.send_replace(Order::Drain { empty_queues, moving });
+                self.orders.send_replace(Order::Drain { abandoned: abandoned.into(), moving });
                 return Followed::Drain(tokio::time::Instant::now() + hard_stop_after);
             }
             (ToWorker::Successor, Some(fd)) => {

@@ -28,7 +28,7 @@ use crate::upstream;
 const POOL_SWEEP_EVERY: u32 = 40;
 
 /// What all threads do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
     /// Everything is prepared; touch no client yet.
     Wait,
@@ -36,8 +36,8 @@ pub enum Order {
     Serve,
     /// Finish what is open.
     Drain {
-        /// Accept what is queued before closing the queues.
-        empty_queues: bool,
+        /// Places of the listening sockets whose queues nobody else has: what waits there is accepted.
+        abandoned: Arc<[usize]>,
         /// Idle connections may go to a successor.
         moving: bool,
     },
@@ -168,13 +168,13 @@ impl Serving {
     /// Follows orders until the last connection is gone.
     async fn follow(&mut self) {
         let mut orders = self.shared.orders.clone();
-        let first = *orders.borrow_and_update();
-        self.obey(first);
+        let first = orders.borrow_and_update().clone();
+        self.obey(&first);
         let mut ending = first != Order::Serve;
         loop {
             tokio::select! {
                 order = next_order(&mut orders), if !self.thread.timers.is_stopping() => {
-                    self.obey(order);
+                    self.obey(&order);
                     ending |= order != Order::Serve;
                 }
                 Some(arrival) = self.arrivals.recv() => self.admit(arrival),
@@ -186,7 +186,7 @@ impl Serving {
         }
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: &Order) {
         match order {
             Order::Wait | Order::Serve => return,
             Order::Drain { moving, .. } => {
@@ -242,8 +242,8 @@ impl Serving {
 
     /// Starts an accept loop per listener.
     fn listen(&self, listeners: Vec<(ListenerOwner, StdListener)>) -> io::Result<()> {
-        for (owner, listener) in listeners {
-            let listener = TcpListener::from_std(listener)?;
+        for (place, (owner, listener)) in listeners.into_iter().enumerate() {
+            let listener = (place, TcpListener::from_std(listener)?);
             let orders = self.shared.orders.clone();
             // Whatever a loop still takes out of its queue belongs to this thread's life.
             let busy = (OpenGuard::new(&self.open), self.accepting.clone());
@@ -283,7 +283,7 @@ impl Serving {
 /// The next order that is not the one before; a control thread that is gone means stop.
 async fn next_order(orders: &mut watch::Receiver<Order>) -> Order {
     match orders.changed().await {
-        Ok(()) => *orders.borrow_and_update(),
+        Ok(()) => orders.borrow_and_update().clone(),
         Err(_gone) => Order::Stop,
     }
 }

@@ -1,13 +1,18 @@
 //! Clients that keep asking and never retry: what fails for them, fails for a user.
 
-use std::io::{BufReader, Write as _};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
+use rustls::pki_types::ServerName;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
 use super::PATIENCE;
 use super::client::read_message;
+use super::tls::TlsClient;
 
 /// What one client does over and over.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +28,20 @@ pub enum Habit {
 /// One client of each kind.
 pub const ALL: [Habit; 3] = [Habit::Fresh, Habit::KeepGet, Habit::KeepPost];
 
+/// A connection, encrypted or not.
+trait Wire: Read + Write {}
+
+impl<Stream: Read + Write> Wire for Stream {}
+
+type Connection = BufReader<Box<dyn Wire>>;
+
+/// Where a client connects, and its TLS settings if it needs any.
+#[derive(Clone)]
+struct Goal {
+    address: SocketAddr,
+    tls: Option<Arc<ClientConfig>>,
+}
+
 /// Requests answered so far, for those who wait for more.
 type Progress = Arc<(Mutex<usize>, Condvar)>;
 
@@ -36,11 +55,22 @@ pub struct Load {
 impl Load {
     /// Starts a client per habit; the origin must be [`super::origin::Origin::echo`].
     pub fn start(address: SocketAddr, habits: &[Habit]) -> Self {
+        Self::aim(&Goal { address, tls: None }, habits)
+    }
+
+    /// As [`Load::start`], with TLS. The clients resume each other's sessions where they can.
+    pub fn start_tls(address: SocketAddr, habits: &[Habit]) -> Self {
+        let tls = Some(Arc::new(TlsClient::new(&[&TLS13, &TLS12]).config));
+        Self::aim(&Goal { address, tls }, habits)
+    }
+
+    fn aim(goal: &Goal, habits: &[Habit]) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let progress: Progress = Arc::default();
         let clients = habits.iter().map(|habit| {
-            let (habit, over, progress) = (*habit, Arc::clone(&over), Arc::clone(&progress));
-            std::thread::spawn(move || run(address, habit, &over, &progress))
+            let (goal, habit) = (goal.clone(), *habit);
+            let (over, progress) = (Arc::clone(&over), Arc::clone(&progress));
+            std::thread::spawn(move || run(&goal, habit, &over, &progress))
         });
         let clients = clients.collect();
         Self { over, progress, clients }
@@ -71,12 +101,12 @@ impl Load {
     }
 }
 
-fn run(address: SocketAddr, habit: Habit, over: &AtomicBool, progress: &Progress) -> Vec<String> {
+fn run(goal: &Goal, habit: Habit, over: &AtomicBool, progress: &Progress) -> Vec<String> {
     let (mut failures, mut kept) = (Vec::new(), None);
     let mut number = 0_u64;
     while !over.load(Ordering::SeqCst) {
         number += 1;
-        match request(address, habit, number, kept.take()) {
+        match request(goal, habit, number, kept.take()) {
             Ok(connection) => kept = connection,
             Err(failure) => failures.push(format!("{habit:?} {number}: {failure}")),
         }
@@ -87,17 +117,12 @@ fn run(address: SocketAddr, habit: Habit, over: &AtomicBool, progress: &Progress
 }
 
 /// One request; returns the connection if it may be used again.
-fn request(
-    address: SocketAddr,
-    habit: Habit,
-    number: u64,
-    kept: Option<BufReader<TcpStream>>,
-) -> Result<Option<BufReader<TcpStream>>, String> {
+fn request(goal: &Goal, habit: Habit, number: u64, kept: Option<Connection>) -> Result<Option<Connection>, String> {
     let reused = kept.is_some();
     let failed = |step: &str, why: String| format!("{step} failed (reused: {reused}): {why}");
     let mut connection = match kept {
         Some(connection) => connection,
-        None => connect(address).map_err(|error| failed("connecting", error.to_string()))?,
+        None => connect(goal).map_err(|error| failed("connecting", error.to_string()))?,
     };
     let body = "x".repeat(usize::try_from(number % 700).unwrap());
     let (method, body) = if matches!(habit, Habit::KeepPost) { ("POST", body) } else { ("GET", String::new()) };
@@ -112,10 +137,16 @@ fn request(
     Ok(keep.then_some(connection))
 }
 
-fn connect(address: SocketAddr) -> std::io::Result<BufReader<TcpStream>> {
-    let stream = TcpStream::connect(address)?;
+fn connect(goal: &Goal) -> std::io::Result<Connection> {
+    let mut stream = TcpStream::connect(goal.address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
-    Ok(BufReader::new(stream))
+    let Some(config) = &goal.tls else { return Ok(BufReader::new(Box::new(stream))) };
+    let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
+    let mut session = ClientConnection::new(Arc::clone(config), name).map_err(std::io::Error::other)?;
+    while session.is_handshaking() {
+        session.complete_io(&mut stream)?;
+    }
+    Ok(BufReader::new(Box::new(StreamOwned::new(session, stream))))
 }

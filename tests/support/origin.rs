@@ -3,7 +3,7 @@
 use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use super::PATIENCE;
 use super::client::{Message, read_message};
@@ -93,6 +93,29 @@ impl Origin {
         (origin, Gate { arrived, release })
     }
 
+    /// Answers every request with [`download`], piece by piece as the test allows; all connections go in step.
+    pub fn paced(pieces: usize, size: usize) -> (Self, Pace) {
+        let pace = Pace(Arc::default());
+        let allowed = pace.clone();
+        let body = download(pieces * size);
+        let origin = Self::new(move |stream| {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut writer = stream;
+            while read_message(&mut reader, false).is_some() {
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let mut sent = writer.write_all(head.as_bytes());
+                for (number, piece) in body.chunks(size).enumerate() {
+                    allowed.await_piece(number);
+                    sent = sent.and_then(|()| writer.write_all(piece));
+                }
+                if sent.is_err() {
+                    return;
+                }
+            }
+        });
+        (origin, pace)
+    }
+
     /// Answers 200 with its own name as body.
     pub fn named(name: &'static str) -> Self {
         Self::answering(move |_| ok(name))
@@ -130,6 +153,41 @@ impl Gate {
     pub fn release(&self) {
         self.release.send(()).unwrap();
     }
+}
+
+/// How far the downloads of [`Origin::paced`] may get.
+#[derive(Clone)]
+pub struct Pace(Arc<(Mutex<usize>, Condvar)>);
+
+impl Pace {
+    /// Lets every download have one more piece.
+    pub fn allow(&self) {
+        *self.0.0.lock().unwrap() += 1;
+        self.0.1.notify_all();
+    }
+
+    /// From now on a download gets nothing, not even its first piece, before it is allowed anew.
+    pub fn hold(&self) {
+        *self.0.0.lock().unwrap() = 0;
+    }
+
+    fn await_piece(&self, number: usize) {
+        let allowed = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_while(allowed, |allowed| *allowed <= number).unwrap());
+    }
+}
+
+/// Bytes in which no piece looks like another: what is lost, doubled or swapped shows.
+pub fn download(length: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = || {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::repeat_with(&mut next).take(length.div_ceil(8)).flatten().take(length).collect()
 }
 
 /// A 200 response with a body.

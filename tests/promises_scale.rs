@@ -1,0 +1,172 @@
+//! Promises about many connections and many reloads: nobody is lost, nothing piles up.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+
+mod support;
+
+use std::io::{ErrorKind, Read as _};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::client::Client;
+use support::kernel::{allow_descriptors, descriptors, resident};
+use support::origin::{Origin, Pace, download};
+use support::{Daemon, Site, await_end, children, code, serving, text};
+
+/// Idle connections. While they move, the old worker needs two descriptors for each.
+const IDLE: usize = 9_000;
+
+/// Idle connections of clients that were answered once.
+fn idle(site: &Site, count: usize) -> Vec<Client> {
+    allow_descriptors(2 * count as u64 + 1000);
+    let connect = |_| {
+        let mut client = Client::connect(site.address());
+        assert_eq!(client.get("/").status(), 200);
+        client
+    };
+    (0..count).map(connect).collect()
+}
+
+/// Reloads; returns what the command said, and how long it and then the old worker's end took.
+fn swap(site: &Site) -> (String, Duration, Duration) {
+    let old = serving(&site.status());
+    let began = Instant::now();
+    let output = site.proxy(&["reload", "--mode", "handover"]);
+    let took = began.elapsed();
+    assert_eq!(code(&output), 0, "{output:?}");
+    await_end(old);
+    (text(&output.stdout).trim().to_owned(), took, began.elapsed() - took)
+}
+
+/// Neither end nor reset nor a byte.
+fn must_be_open(clients: &[Client]) {
+    for (number, client) in clients.iter().enumerate() {
+        let stream = client.reader.get_ref();
+        stream.set_nonblocking(true).unwrap();
+        let peeked = stream.peek(&mut [0; 1]);
+        stream.set_nonblocking(false).unwrap();
+        assert!(peeked.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "{number}: {peeked:?}");
+    }
+}
+
+#[test]
+fn promise_04_thousands_of_idle_connections_move_and_the_old_worker_is_gone() {
+    let site = Site::proxying(&[Origin::echo().address], &format!("[global]\nmaxconn = {}\n", IDLE + 100));
+    let _daemon = site.start();
+    let mut clients = idle(&site, IDLE);
+    let (said, took, gone) = swap(&site);
+    println!("{IDLE} idle connections: {said}; the command took {took:?}, the old worker was gone {gone:?} later");
+    must_be_open(&clients);
+    let status = site.status();
+    assert_eq!(status["generations"][0]["connections"], IDLE, "{status:#}");
+    for client in &mut clients {
+        let answer = client.get("/again");
+        assert_eq!((answer.text().as_str(), answer.field("connection")), ("GET /again HTTP/1.1\n", None));
+    }
+    assert!(gone < Duration::from_secs(5), "{gone:?}");
+}
+
+#[test]
+fn promise_30_a_worker_is_swapped_quickly_however_many_connections_are_open() {
+    let site = Site::proxying(&[Origin::echo().address], "");
+    let _daemon = site.start();
+    let clients = idle(&site, 2_000);
+    for _ in 0..5 {
+        let (said, took, gone) = swap(&site);
+        println!("2000 open connections: {said}; the command took {took:?}, the old worker was gone {gone:?} later");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+    }
+    must_be_open(&clients);
+}
+
+/// Downloads of which half is there; more than the buffers on the way hold.
+struct Downloads {
+    open: Vec<Client>,
+    pace: Pace,
+}
+
+const HALF: usize = 4096;
+
+impl Downloads {
+    fn add(&mut self, site: &Site, count: usize) {
+        for _ in 0..count {
+            let mut client = Client::connect(site.address());
+            client.send("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+            let mut half = [0; HALF];
+            assert_eq!(client.head().unwrap().status(), 200);
+            client.reader.read_exact(&mut half).unwrap();
+            assert!(half[..] == download(HALF)[..]);
+            self.open.push(client);
+        }
+    }
+
+    /// Lets them have the rest, which must be right.
+    fn finish(self) {
+        let whole = download(2 * HALF);
+        self.pace.allow();
+        for (number, mut client) in self.open.into_iter().enumerate() {
+            assert!(client.rest() == whole[HALF..], "download {number} is not what the server sent");
+        }
+    }
+}
+
+/// Generations that have not been told to end.
+fn generations(status: &Value) -> usize {
+    status["generations"].as_array().unwrap().iter().filter(|worker| worker["state"] != "stopping").count()
+}
+
+/// What the master holds when nothing is under way.
+fn holdings(site: &Site, daemon: &Daemon) -> (usize, usize) {
+    site.await_status("one worker is left", |status| generations(status) == 1);
+    (resident(daemon.pid()), descriptors(daemon.pid()))
+}
+
+const MAX_OLD: usize = 20;
+/// Generations in which downloads begin.
+const BUSY: usize = 5;
+
+/// `reloads` back to back with downloads that began in each of the first generations and end after the last.
+fn storm(site: &Site, pace: &Pace, (downloads, reloads): (usize, usize)) {
+    pace.hold();
+    pace.allow();
+    let mut held = Downloads { open: Vec::new(), pace: pace.clone() };
+    let (began, mut most) = (Instant::now(), 0);
+    for number in 0..reloads {
+        if number < BUSY {
+            held.add(site, downloads / BUSY);
+        }
+        assert_eq!(code(&site.proxy(&["reload", "--mode", "handover"])), 0);
+        most = most.max(generations(&site.status()));
+    }
+    let took = began.elapsed();
+    println!("{reloads} reloads in {took:?} with {downloads} downloads: at most {most} generations");
+    assert!((BUSY + 1..=MAX_OLD + 1).contains(&most), "{most} generations");
+    held.finish();
+    site.await_status("the downloads' workers have ended", |status| generations(status) == 1);
+}
+
+fn must_leave_nothing_behind(downloads: usize, reloads: usize) {
+    allow_descriptors(4 * downloads as u64 + 1000);
+    let (origin, pace) = Origin::paced(2, HALF);
+    let site = Site::proxying(&[origin.address], &format!("[reload]\nmax-old = {MAX_OLD}\n"));
+    let daemon = site.start();
+    // What a generation needs as long as there are so many is taken once; what piles up is not.
+    storm(&site, &pace, (BUSY, 4 * BUSY));
+    let before = holdings(&site, &daemon);
+    storm(&site, &pace, (downloads, reloads));
+    let after = holdings(&site, &daemon);
+    println!("KiB and descriptors of the master before {before:?} and after {after:?}");
+    assert_eq!(children(daemon.pid()), [serving(&site.status())]);
+    assert!(after.0 <= before.0 + before.0 / 20, "resident KiB before and after: {before:?} {after:?}");
+    assert!(after.1 <= before.1 + before.1 / 20 + 1, "descriptors before and after: {before:?} {after:?}");
+}
+
+#[test]
+fn promise_23_a_storm_of_reloads_over_slow_downloads_leaves_nothing_behind() {
+    must_leave_nothing_behind(50, 100);
+}
+
+#[test]
+#[ignore = "a minute long; .ci/run runs it"]
+fn promise_23_a_thousand_reloads_over_a_thousand_downloads_leave_nothing_behind() {
+    must_leave_nothing_behind(1000, 1000);
+}

@@ -1,0 +1,94 @@
+//! What the kernel says of processes and listening sockets (proc(5)).
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+
+use super::{PATIENCE, pid};
+
+/// A process that stands still; goes on at the latest when this is dropped.
+pub struct Stopped(u32);
+
+impl Stopped {
+    /// Returns when no thread of the process runs any more: from now on it accepts nobody.
+    pub fn new(number: u32) -> Self {
+        kill(pid(number), Signal::SIGSTOP).unwrap();
+        let stopped = Self(number);
+        let deadline = Instant::now() + PATIENCE;
+        while !stopped.still() {
+            assert!(Instant::now() < deadline, "process {number} does not stop");
+            std::thread::yield_now();
+        }
+        stopped
+    }
+
+    /// Whether all its threads stand still.
+    pub fn still(&self) -> bool {
+        fs::read_dir(format!("/proc/{}/task", self.0)).unwrap().all(|thread| {
+            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // A process that was killed meanwhile does not mind.
+        let _ = kill(pid(self.0), Signal::SIGCONT);
+    }
+}
+
+/// A socket that listens: how many connections wait in its queue, and its inode.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listening {
+    pub queued: usize,
+    pub inode: String,
+}
+
+/// The sockets that listen on the port of an address.
+pub fn listening(address: SocketAddr) -> Vec<Listening> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = format!(":{:04X}", address.port());
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&port) && row[3] == "0A")
+        .map(|row| {
+            let (_, queued) = row[4].split_once(':').unwrap();
+            Listening { queued: usize::from_str_radix(queued, 16).unwrap(), inode: row[9].to_owned() }
+        })
+        .collect()
+}
+
+/// Waits until so many connections wait in the queues of an address.
+pub fn await_queued(address: SocketAddr, count: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let queued: usize = listening(address).iter().map(|socket| socket.queued).sum();
+        if queued == count {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{queued} instead of {count} connections are queued");
+        std::thread::yield_now();
+    }
+}
+
+/// Open descriptors of a process.
+pub fn descriptors(number: u32) -> usize {
+    fs::read_dir(format!("/proc/{number}/fd")).unwrap().count()
+}
+
+/// Resident memory of a process in KiB.
+pub fn resident(number: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Lets this process open so many descriptors.
+pub fn allow_descriptors(count: u64) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    assert!(hard >= count, "this needs {count} descriptors, the hard limit is {hard} (ulimit -Hn)");
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(count), hard).unwrap();
+}
