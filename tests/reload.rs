@@ -258,7 +258,7 @@ fn concurrent_reloads_are_all_answered_and_the_waiting_ones_share_a_generation()
     assert!((1..=10).contains(&grown), "{grown} generations for ten reloads");
 
     // While one is under way, everybody else waits for the same next one.
-    site.fault("silent");
+    site.fault("start hang");
     let known = [children(daemon.pid()), vec![before]].concat();
     let busy = UnixStream::connect(site.socket()).unwrap();
     (&busy).write_all(b"reload\n").unwrap();

@@ -118,7 +118,7 @@ fn a_new_worker_that_dies_leaves_the_old_one_serving() {
     let before = serving(&site.status());
     let load = Load::start(site.address(), &load::ALL);
     load.more(50);
-    site.fault("die");
+    site.fault("start crash");
     let output = site.proxy(&["reload-socket"]);
     assert_eq!(code(&output), 2, "{output:?}");
     assert!(text(&output.stderr).contains("ended before it was ready"), "{output:?}");
@@ -139,7 +139,7 @@ fn a_new_worker_that_is_killed_leaves_the_old_one_serving() {
     let daemon = site.start_faulty();
     let before = serving(&site.status());
     let load = Load::start(site.address(), &load::ALL);
-    site.fault("silent");
+    site.fault("start hang");
     std::thread::scope(|scope| {
         let reload = scope.spawn(|| site.proxy(&["reload-socket"]));
         let child = site.await_fault(&daemon, &[before]);
@@ -163,7 +163,7 @@ fn a_silent_new_worker_leaves_the_old_one_serving() {
     let before = serving(&site.status());
     // One client only: this lasts as long as the master is patient.
     let load = Load::start(site.address(), &[Habit::KeepPost]);
-    site.fault("silent");
+    site.fault("start hang");
     let output = site.proxy(&["reload-socket"]);
     assert_eq!(code(&output), 2, "{output:?}");
     assert!(text(&output.stderr).contains("not ready within 10 s"), "{output:?}");
@@ -180,7 +180,7 @@ fn a_caller_that_cannot_wait_is_told_that_the_daemon_is_busy() {
     let site = Site::proxying(&[origin.address], "");
     let daemon = site.start_faulty();
     let before = serving(&site.status());
-    site.fault("silent");
+    site.fault("start hang");
     let output = site.proxy(&["reload-socket", "--timeout", "0.2"]);
     assert_eq!(code(&output), 3, "{output:?}");
     assert!(text(&output.stderr).contains("no answer within 200ms"), "{output:?}");
@@ -195,7 +195,7 @@ fn stopping_does_not_wait_for_a_reload_and_its_caller_is_told() {
     let site = Site::proxying(&[origin.address], "");
     let mut daemon = site.start_faulty();
     let before = serving(&site.status());
-    site.fault("silent");
+    site.fault("start hang");
     std::thread::scope(|scope| {
         let reload = scope.spawn(|| site.proxy(&["reload-socket"]));
         let child = site.await_fault(&daemon, &[before]);
@@ -214,7 +214,7 @@ fn a_crash_of_the_serving_worker_during_a_failing_reload_is_repaired() {
     let site = Site::proxying(&[origin.address], "");
     let daemon = site.start_faulty();
     let before = serving(&site.status());
-    site.fault("silent");
+    site.fault("start hang");
     std::thread::scope(|scope| {
         let reload = scope.spawn(|| site.proxy(&["reload-socket"]));
         let child = site.await_fault(&daemon, &[before]);

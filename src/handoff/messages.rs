@@ -96,6 +96,8 @@ pub enum ToWorker {
 pub enum FromWorker {
     /// Everything is taken over and every thread waits for [`ToWorker::Serve`].
     Ready,
+    /// The answer to [`ToWorker::Serve`]: from now on an older worker can be spared.
+    Serving,
     /// The worker cannot serve; it exits after this.
     Failed(String),
     /// The log target with this index refuses datagrams; a new socket is wanted.

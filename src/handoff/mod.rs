@@ -4,6 +4,7 @@
 mod channel;
 mod descriptors;
 mod error;
+pub mod fault;
 pub mod getsocks;
 pub mod messages;
 

@@ -34,6 +34,8 @@ pub(super) struct Shared {
     pub(super) dropped: AtomicU64,
     pub(super) asleep: AtomicBool,
     pub(super) finishing: AtomicBool,
+    /// Nobody waits for the rest any more.
+    pub(super) given_up: AtomicBool,
     pub(super) sockets: Mutex<Vec<(usize, OwnedFd)>>,
     pub(super) thread: OnceLock<Thread>,
 }
@@ -45,6 +47,7 @@ impl Shared {
             dropped: AtomicU64::new(0),
             asleep: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             sockets: Mutex::new(Vec::new()),
             thread: OnceLock::new(),
         }

@@ -22,6 +22,8 @@ const GATHER: Duration = Duration::from_millis(2);
 const URGENT: usize = 4096;
 /// How soon a slow receiver is tried again.
 const RETRY: Duration = Duration::from_millis(10);
+/// How long the thread gets to count what is given up.
+const LAST_WORD: Duration = Duration::from_millis(200);
 /// How often a missing socket is asked for.
 const ASK: Duration = Duration::from_secs(1);
 
@@ -41,17 +43,20 @@ impl std::fmt::Debug for Shared {
 }
 
 impl LogThread {
-    /// Sends what is queued and ends the thread; returns after `deadline` at the latest, when a
-    /// receiver does not take its lines.
+    /// Sends what is queued and ends the thread. After `deadline` it gives up what a receiver has not
+    /// taken, which is counted as dropped.
     pub fn finish(mut self, deadline: Duration) {
-        let end = Instant::now() + deadline;
+        let mut end = Instant::now() + deadline;
         self.shared.finishing.store(true, Ordering::SeqCst);
         self.shared.wake();
         let Some(handle) = self.handle.take() else { return };
         while !handle.is_finished() {
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() && self.shared.given_up.swap(true, Ordering::SeqCst) {
                 return;
+            } else if left.is_zero() {
+                end += LAST_WORD;
+                self.shared.wake();
             }
             std::thread::park_timeout(left.min(GATHER));
         }
@@ -162,8 +167,10 @@ impl Worker {
             self.report_drops();
             let waiting: usize = self.targets.iter().map(|target| target.outlet.waiting()).sum();
             // A target that is away would need a new socket, which nobody brings to a worker that ends.
-            if finishing && self.shared.queue.is_empty() && (waiting == 0 || pause == Some(ASK)) {
-                self.dropped += waiting as u64;
+            let hopeless = waiting == 0 || pause == Some(ASK);
+            let given_up = self.shared.given_up.load(Ordering::SeqCst);
+            if finishing && (given_up || self.shared.queue.is_empty() && hopeless) {
+                self.dropped += (waiting + self.shared.queue.len()) as u64;
                 self.report_drops();
                 return;
             }

@@ -9,17 +9,19 @@ use super::pidfile::PidFile;
 use super::reload::Prepared;
 use super::{MasterError, listeners};
 use crate::config::Bundle;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::ToWorker;
 use crate::logging::EventLog;
 
 impl Master {
     /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
-    /// Returns the generations that are to stop accepting.
+    /// Returns the generations that are to stop accepting once the new one has begun to.
     pub(super) fn commit(&mut self, prepared: Prepared) -> Result<Vec<u64>, MasterError> {
         let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
         if worker.is_gone() {
             return Err(MasterError::WorkerDied);
         }
+        fault::strike(Step::Commit).map_err(|source| MasterError::System { what: "the last step", source })?;
         let pid_file = self.new_pid_file(&bundle)?;
         // May take the very path of the old one: nothing that fails often may come after it.
         let admin = self.new_admin(&bundle)?;
@@ -27,7 +29,7 @@ impl Master {
         // They may have been rotated since it was started.
         worker.tell(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
         let abandoned = listeners::abandoned(&self.listeners, &listeners);
-        let retiring = self.workers.promote(worker, &abandoned, &bundle.reload);
+        let retiring = self.workers.promote(worker, &abandoned, bundle.reload.hard_stop_after);
         self.listeners = listeners;
         self.maxconn = maxconn;
         self.respawn.began();

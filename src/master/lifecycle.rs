@@ -187,6 +187,10 @@ impl Master {
             Event::GiveSockets(stream) => self.give_sockets(stream),
             Event::Refused(message) => self.say(Severity::Warning, &message),
             Event::Worker(generation, FromWorker::LogLost(target)) => self.log_sockets.lost(generation, target),
+            Event::Worker(generation, FromWorker::Serving) => {
+                self.workers.relieve(generation, self.bundle.reload.max_old);
+                self.retiring.iter_mut().for_each(Retiring::relieved);
+            }
             Event::Worker(generation, FromWorker::Draining) => self.retired(generation),
             Event::Worker(..) => {}
             Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
@@ -230,10 +234,11 @@ impl Master {
 
     /// The next transaction: a respawn that is due, else the reloads that wait for the same thing.
     fn next_plan(&mut self) -> Option<Plan> {
-        if self.ending != Ending::No || self.retiring.is_some() {
+        if self.ending != Ending::No {
             return None;
         }
-        let respawn = self.wishes.is_empty();
+        // A reload whose worker dies before it serves is not over, but needs another one.
+        let respawn = self.wishes.is_empty() || self.retiring.is_some();
         if respawn && !self.respawn.is_due(Instant::now()) {
             return None;
         }
@@ -244,12 +249,7 @@ impl Master {
             }
             return None;
         };
-        let strategy = self.bundle.reload.strategy;
-        let mode = self.wishes.first().map_or(ReloadMode::Handover, |wish| wish.mode.unwrap_or(strategy));
-        let (now, later): (Vec<_>, Vec<_>) =
-            self.wishes.drain(..).partition(|wish| wish.mode.unwrap_or(strategy) == mode);
-        self.wishes = later;
-        let callers = now.into_iter().filter_map(|wish| wish.caller).collect();
+        let (mode, callers) = if respawn { (ReloadMode::Handover, Vec::new()) } else { self.take_wishes() };
         self.running = Some(Running { mode, respawn, callers, began: Instant::now() });
         self.respawn.began();
         self.generation += 1;
@@ -274,6 +274,16 @@ impl Master {
             ticket_keys: self.blank.tickets.keys(),
             events: self.blank.events.clone(),
         })
+    }
+
+    /// The mode of the oldest wish, and everybody who wants the same.
+    fn take_wishes(&mut self) -> (ReloadMode, Vec<oneshot::Sender<Answer>>) {
+        let strategy = self.bundle.reload.strategy;
+        let mode = self.wishes.first().map_or(ReloadMode::Handover, |wish| wish.mode.unwrap_or(strategy));
+        let (now, later): (Vec<_>, Vec<_>) =
+            self.wishes.drain(..).partition(|wish| wish.mode.unwrap_or(strategy) == mode);
+        self.wishes = later;
+        (mode, now.into_iter().filter_map(|wish| wish.caller).collect())
     }
 
     fn conclude(&mut self, result: Result<Prepared, Failed>) {
@@ -346,8 +356,8 @@ impl Master {
 
     fn on_deadline(&mut self) {
         let now = Instant::now();
-        for pid in self.workers.kill_overdue(now) {
-            self.say(Severity::Warning, &format!("worker {pid} did not end in time and is killed"));
+        for killed in self.workers.kill_overdue(now) {
+            self.say(Severity::Warning, &killed);
         }
         self.log_sockets.reconnect(now, &self.workers);
         if let Some(retiring) = self.retiring.take_if(|retiring| retiring.deadline() <= now) {
@@ -364,8 +374,7 @@ impl Master {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let idle = self.running.is_none() && self.retiring.is_none();
-        let respawn = if idle { self.respawn.due() } else { None };
+        let respawn = if self.running.is_none() { self.respawn.due() } else { None };
         let retiring = self.retiring.as_ref().map(Retiring::deadline);
         let rotation = self.blank.tickets.due(&self.bundle.global.tickets);
         let times = [respawn, retiring, rotation, self.workers.next_deadline(), self.log_sockets.next_attempt()];

@@ -16,6 +16,7 @@ use super::slots::Directory;
 use super::spawn::{Orders, Worker, spawn};
 use super::{MasterError, load};
 use crate::config::{Bundle, Loaded, ReloadMode};
+use crate::handoff::fault::{self, Step};
 use crate::socket::{self, Sharing};
 
 /// Where the configuration of a new generation comes from.
@@ -57,6 +58,8 @@ pub(super) type Failed = (Outcome, MasterError);
 pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
     let rejected = |error| (Outcome::Rejected, error);
     let rolled_back = |error| (Outcome::RolledBack, error);
+    let system = |what| move |source| MasterError::System { what, source };
+    fault::strike(Step::Load).map_err(system("reading the configuration")).map_err(rejected)?;
     let (bundle, warnings) = match plan.source {
         Source::File(path) => {
             // Reading may wait for a disk or a name server; signals and status must not.
@@ -67,6 +70,7 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
         }
         Source::Same(bundle) => (bundle, Vec::new()),
     };
+    fault::strike(Step::Bind).map_err(system("binding")).map_err(rejected)?;
     let settled = listeners::settle(&bundle, &plan.held, plan.mode, plan.unheld).map_err(rejected)?;
     let maxconn = socket::raise_for(bundle.global.maxconn, settled.len()).map_err(|error| rejected(error.into()))?;
     let slots = plan.directory.borrow_mut().slots(&bundle).map_err(rejected)?;

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::MasterError;
 use super::events::Event;
 use crate::config::Bundle;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, PROTOCOL_VERSION, Slots, Start, ToWorker};
 use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS, memfd};
 use crate::logging;
@@ -43,8 +44,10 @@ pub(super) struct Worker {
     pub(super) bundle: Arc<Bundle>,
     pub(super) channel: Arc<Channel>,
     pub(super) since: Instant,
-    /// When it is killed, once it was told to end.
+    /// When it is killed, once it was told to end or to serve.
     pub(super) deadline: Option<Instant>,
+    /// The order to drain, as long as no successor has said that it serves.
+    pub(super) relief: Option<ToWorker>,
     kill: Option<oneshot::Sender<()>>,
 }
 
@@ -83,6 +86,7 @@ pub(super) struct Orders<'a> {
 
 /// Starts a worker and waits until it could serve. Its later messages and its end become events.
 pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Event>) -> Result<Worker, MasterError> {
+    fault::strike(Step::Spawn).map_err(|error| MasterError::Spawn(error.into()))?;
     let (channel, theirs) = Channel::pair()?;
     let mut child = Command::new("/proc/self/exe")
         .arg0("proxy")
@@ -128,6 +132,7 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
         channel,
         since,
         deadline: None,
+        relief: None,
         kill: Some(kill),
     })
 }
@@ -163,7 +168,7 @@ fn hand_over(channel: &Channel, orders: Orders<'_>) -> Result<(), MasterError> {
     let logs: Vec<Option<OwnedFd>> = orders.bundle.logs.iter().map(|log| logging::connect(log).ok()).collect();
     let (uid, gid, chroot) = account(&orders.bundle)?;
     let start = Start {
-        protocol: PROTOCOL_VERSION,
+        protocol: fault::announced(PROTOCOL_VERSION),
         generation: orders.generation,
         lane: orders.lane,
         slots: orders.slots,
@@ -180,6 +185,7 @@ fn hand_over(channel: &Channel, orders: Orders<'_>) -> Result<(), MasterError> {
     let mut fds = vec![bundle.as_fd(), orders.counters];
     fds.extend(logs.iter().flatten().map(AsFd::as_fd));
     channel.send(&ToWorker::Start(Box::new(start)), &fds)?;
+    fault::strike(Step::HandedOver).map_err(HandoffError::Channel)?;
     for batch in orders.listeners.chunks(MAX_DESCRIPTORS) {
         let owners = batch.iter().map(|(owner, _)| *owner).collect();
         let fds: Vec<_> = batch.iter().map(|(_, fd)| *fd).collect();
@@ -225,7 +231,7 @@ async fn await_ready(channel: &Channel) -> Result<(), MasterError> {
             None => return Err(MasterError::WorkerDied),
             Some((FromWorker::Ready, _)) => return Ok(()),
             Some((FromWorker::Failed(reason), _)) => return Err(MasterError::WorkerFailed(reason)),
-            Some((FromWorker::LogLost(_) | FromWorker::Draining, _)) => {}
+            Some((FromWorker::LogLost(_) | FromWorker::Serving | FromWorker::Draining, _)) => {}
         }
     }
 }

@@ -4,9 +4,8 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use super::spawn::{State, Worker};
+use super::spawn::{READY_PATIENCE, State, Worker};
 use super::status::Generation;
-use crate::config::Reload;
 use crate::handoff::Channel;
 use crate::handoff::messages::ToWorker;
 use crate::stats::{Gauge, LANES, Memory};
@@ -38,31 +37,48 @@ impl Workers {
         (0..LANES).find(|lane| self.alive.iter().all(|worker| worker.lane != *lane))
     }
 
-    /// The new worker serves, all others drain; more than `max_old` of them end the oldest.
+    /// The new worker is told to serve. Nobody else is told anything before it says that it does: one
+    /// that dies or hangs right now leaves somebody who accepts.
     /// Nobody else has the listening sockets at the places `abandoned`.
-    /// Returns the generations that still have to stop accepting.
-    pub(super) fn promote(&mut self, mut worker: Worker, abandoned: &[usize], rules: &Reload) -> Vec<u64> {
+    /// Returns the generations that will have to stop accepting.
+    pub(super) fn promote(&mut self, mut worker: Worker, abandoned: &[usize], hard_stop_after: Duration) -> Vec<u64> {
         worker.tell(&ToWorker::Serve);
         worker.state = State::Serving;
-        for old in self.alive.iter().filter(|old| old.state != State::Stopping) {
-            connect(old, &worker);
+        worker.deadline = Instant::now().checked_add(READY_PATIENCE);
+        for old in self.alive.iter_mut().filter(|old| old.state == State::Serving) {
+            old.state = State::Draining;
+            old.deadline = None;
+            old.relief = Some(ToWorker::Drain { abandoned: abandoned.to_vec(), hard_stop_after });
         }
-        let serving = self.alive.iter().filter(|old| old.state == State::Serving);
-        let retiring = serving.map(|old| old.generation).collect();
-        self.drain(abandoned, rules.hard_stop_after);
-        let draining: Vec<_> = self.alive.iter_mut().filter(|worker| worker.state == State::Draining).collect();
-        let surplus = draining.len().saturating_sub(rules.max_old);
-        draining.into_iter().take(surplus).for_each(stop);
+        let waiting = self.alive.iter().filter(|old| old.relief.is_some()).map(|old| old.generation).collect();
         self.alive.push(worker);
-        retiring
+        waiting
     }
 
-    /// Everybody who serves drains, and empties the queues that are abandoned.
+    /// A worker says that it serves: older ones send it what is idle and drain; more than `max_old` of
+    /// them end the oldest.
+    pub(super) fn relieve(&mut self, generation: u64, max_old: usize) {
+        let Some(place) = self.alive.iter().position(|worker| worker.generation == generation) else { return };
+        let (older, newer) = self.alive.split_at_mut(place);
+        let Some(worker) = newer.first_mut().filter(|worker| worker.state == State::Serving) else { return };
+        worker.deadline = None;
+        for old in older.iter_mut().filter(|old| old.state != State::Stopping) {
+            connect(old, worker);
+            start_draining(old);
+        }
+        let draining: Vec<_> = older.iter_mut().filter(|worker| worker.state == State::Draining).collect();
+        let surplus = draining.len().saturating_sub(max_old);
+        draining.into_iter().take(surplus).for_each(stop);
+    }
+
+    /// Everybody who accepts drains, and empties the queues that are abandoned.
     pub(super) fn drain(&mut self, abandoned: &[usize], hard_stop_after: Duration) {
-        for worker in self.alive.iter_mut().filter(|worker| worker.state == State::Serving) {
-            worker.tell(&ToWorker::Drain { abandoned: abandoned.to_vec(), hard_stop_after });
-            worker.state = State::Draining;
-            worker.deadline = Instant::now().checked_add(hard_stop_after + END_PATIENCE);
+        for worker in &mut self.alive {
+            if worker.state == State::Serving {
+                worker.state = State::Draining;
+                worker.relief = Some(ToWorker::Drain { abandoned: abandoned.to_vec(), hard_stop_after });
+            }
+            start_draining(worker);
         }
     }
 
@@ -89,13 +105,14 @@ impl Workers {
         self.alive.iter().filter_map(|worker| worker.deadline).min()
     }
 
-    /// Kills who was told to end and has not.
-    pub(super) fn kill_overdue(&mut self, now: Instant) -> Vec<u32> {
+    /// Kills who was told to end or to serve and has not; says so.
+    pub(super) fn kill_overdue(&mut self, now: Instant) -> Vec<String> {
         let overdue = self.alive.iter_mut().filter(|worker| worker.deadline.is_some_and(|deadline| deadline <= now));
         overdue
             .map(|worker| {
                 worker.kill();
-                worker.pid
+                let order = if worker.state == State::Serving { "serve" } else { "end" };
+                format!("worker {} did not {order} in time and is killed", worker.pid)
             })
             .collect()
     }
@@ -127,8 +144,18 @@ fn connect(old: &Worker, new: &Worker) {
     let _ = old.channel.send(&ToWorker::Successor, &[ours.as_fd()]);
 }
 
+/// Gives the order that waited for a successor.
+fn start_draining(worker: &mut Worker) {
+    let Some(order) = worker.relief.take() else { return };
+    worker.tell(&order);
+    if let ToWorker::Drain { hard_stop_after, .. } = order {
+        worker.deadline = Instant::now().checked_add(hard_stop_after + END_PATIENCE);
+    }
+}
+
 fn stop(worker: &mut Worker) {
     worker.tell(&ToWorker::Stop);
+    worker.relief = None;
     worker.state = State::Stopping;
     worker.deadline = Instant::now().checked_add(END_PATIENCE);
 }

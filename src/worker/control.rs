@@ -19,6 +19,7 @@ use super::start::{Inheritance, drop_privileges, inherit};
 use super::thread::{self, Order, Setup, Shared};
 use crate::config::Bundle;
 use crate::handoff::Channel;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
 use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
@@ -38,7 +39,10 @@ pub fn run(channel: Channel) -> Result<(), WorkerError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(WorkerError::Thread)?;
     let channel = Arc::new(channel);
     leave_signals_to_the_master(&runtime);
-    let served = inherit(&channel).and_then(|inheritance| start(&channel, inheritance));
+    let served = fault::strike(Step::Start)
+        .map_err(|source| WorkerError::Step { step: "beginning", source })
+        .and_then(|()| inherit(&channel))
+        .and_then(|inheritance| start(&channel, inheritance));
     match served {
         Ok(worker) => runtime.block_on(worker.follow(&channel)),
         Err(error) => {
@@ -125,8 +129,20 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
     Ok(Worker { orders, crew, queues, leaving, successor, tickets, logger, log_thread, bundle })
 }
 
+impl Crew {
+    /// Waits until every thread could serve.
+    async fn ready(&mut self) -> Result<(), WorkerError> {
+        for told in std::mem::take(&mut self.ready) {
+            let result = told.await.unwrap_or_else(|_gone| Err(std::io::Error::other("a thread ended at once")));
+            result.map_err(WorkerError::Thread)?;
+        }
+        fault::strike(Step::Ready).map_err(|source| WorkerError::Step { step: "reporting it", source })
+    }
+}
+
 /// Starts the threads, each with its own descriptors of the listening sockets.
 fn muster(shared: &Shared, listeners: &[(ListenerOwner, TcpListener)]) -> std::io::Result<Crew> {
+    fault::strike(Step::Threads)?;
     let (ending, ended) = mpsc::channel(1);
     let (acceptor, accepting) = mpsc::channel(1);
     let mut crew = Crew { threads: Vec::new(), ready: Vec::new(), arrivals: Vec::new(), ended, accepting };
@@ -177,13 +193,10 @@ fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Vec<Arc<Capacity>>> {
 
 impl Worker {
     async fn follow(mut self, channel: &Channel) -> Result<(), WorkerError> {
-        for told in std::mem::take(&mut self.crew.ready) {
-            let result = told.await.unwrap_or_else(|_gone| Err(std::io::Error::other("a thread ended at once")));
-            if let Err(source) = result {
-                let error = WorkerError::Thread(source);
-                let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
-                return Err(error);
-            }
+        if let Err(error) = self.crew.ready().await {
+            // The master may be gone, which is then the reason already.
+            let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
+            return Err(error);
         }
         let leaving = std::mem::replace(&mut self.leaving, Departure::new().1);
         tokio::spawn(moving::send_all(leaving, self.successor.subscribe()));
@@ -192,7 +205,7 @@ impl Worker {
         loop {
             tokio::select! {
                 message = channel.recv::<ToWorker>() => match message {
-                    Ok(Some((message, fds))) => match self.obey(message, fds.into_iter().next()) {
+                    Ok(Some((message, fds))) => match self.obey(channel, message, fds.into_iter().next()) {
                         Followed::Serve => {}
                         Followed::Drain(limit) => hard_stop = Some(limit),
                         Followed::Stop => break,
@@ -218,10 +231,16 @@ impl Worker {
         Ok(())
     }
 
-    fn obey(&self, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
+    fn obey(&self, channel: &Channel, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
         match (message, fd) {
             (ToWorker::Serve, _) => {
+                if let Err(error) = fault::strike(Step::Serve) {
+                    self.logger.event(Severity::Critical, &format!("cannot serve: {error}"));
+                    return Followed::Stop;
+                }
                 self.orders.send_replace(Order::Serve);
+                // A master that is gone is noticed by the next receive.
+                let _ = channel.send(&FromWorker::Serving, &[]);
             }
             (ToWorker::Drain { abandoned, hard_stop_after }, _) => {
                 let moving = self.successor.borrow().is_some();

@@ -45,6 +45,15 @@ pub enum WorkerError {
         #[source]
         source: nix::errno::Errno,
     },
+    /// A step on the way to serving failed.
+    #[error("cannot get ready: {step}")]
+    Step {
+        /// The step that failed.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: nix::errno::Errno,
+    },
     /// A thread or its runtime could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),

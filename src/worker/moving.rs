@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::Bundle;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{Moved, Moving, MovingClient, MovingServer};
 use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS};
 use crate::proxy::Leaving;
@@ -87,6 +88,7 @@ async fn send_clients(channel: &Channel, batch: Vec<Client>) -> Result<(), Hando
     let message = Moving::Clients(batch.iter().map(|(client, ..)| client.clone()).collect());
     let fds: Vec<_> = batch.iter().map(|(_, socket, _)| socket.as_fd()).collect();
     channel.send(&message, &fds)?;
+    fault::strike(Step::Sending).map_err(HandoffError::Channel)?;
     let moved = answer(channel).await?;
     for (place, (_, _, tell)) in batch.into_iter().enumerate() {
         // A connection that was ended meanwhile needs no answer.
@@ -163,6 +165,7 @@ impl Reception {
             let taken = frontend.is_some_and(|frontend| self.deal(Arrival::Client { frontend, client, socket, go }));
             if taken { going.push(start) } else { refused.push(place) }
         }
+        fault::strike(Step::Receiving).map_err(HandoffError::Channel)?;
         channel.send(&Moved { refused }, &[])?;
         for start in going {
             // A thread that is ending anyway has closed it.

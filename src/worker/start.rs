@@ -13,6 +13,7 @@ use nix::unistd::{Gid, Uid, chdir, chroot, setgid, setgroups, setuid};
 use super::WorkerError;
 use crate::config::Bundle;
 use crate::handoff::Channel;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{ListenerOwner, PROTOCOL_VERSION, Start, ToWorker};
 use crate::stats::Memory;
 
@@ -50,6 +51,7 @@ pub fn inherit(channel: &Channel) -> Result<Inheritance, WorkerError> {
     let memory = Memory::map(counters.as_fd())?;
     let log_sockets = start.logs_connected.iter().map(|connected| if *connected { fds.next() } else { None }).collect();
     let listeners = receive_listeners(channel, start.listeners as usize)?;
+    fault::strike(Step::Inherited).map_err(|source| WorkerError::Step { step: "taking over", source })?;
     Ok(Inheritance { start: *start, bundle: Arc::new(bundle), memory, log_sockets, listeners })
 }
 
@@ -80,6 +82,7 @@ fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(Listener
 /// Names the step that failed.
 pub fn drop_privileges(start: &Start) -> Result<(), WorkerError> {
     let failed = |step| move |source| WorkerError::Privileges { step, source };
+    fault::strike(Step::Privileges).map_err(failed("chroot"))?;
     if let Some(directory) = &start.chroot {
         chroot(directory.as_str()).map_err(failed("chroot"))?;
         chdir("/").map_err(failed("chdir"))?;

@@ -157,9 +157,11 @@ impl Site {
         self.launch(&[], &[("PROXY_FAULT", &file.to_string_lossy())]).unwrap()
     }
 
-    /// What the next worker does wrong before it is ready: `die` or `silent`.
+    /// What goes wrong next, and at which step: `STEP FAULT` as in `src/handoff/fault.rs`.
     pub fn fault(&self, what: &str) {
-        fs::write(self.path("fault"), what).unwrap();
+        // Renamed into place: half a name would be another step's.
+        fs::write(self.path("fault.draft"), what).unwrap();
+        fs::rename(self.path("fault.draft"), self.path("fault")).unwrap();
     }
 
     /// Waits until a new worker obeys [`Site::fault`]; returns its pid.

@@ -1,0 +1,443 @@
+//! What is promised for the day something breaks: each step with each fault, killed workers, crowds, strangers.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+
+mod support;
+
+use std::fs;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::geteuid;
+use serde_json::Value;
+use support::client::{Client, get};
+use support::load::{self, Habit, Load};
+use support::origin::Origin;
+use support::{Daemon, PATIENCE, PROXY, Site, children, code, generation, output, pid, serving, text};
+
+/// Steps of a worker before it is ready.
+const BEFORE_READY: [&str; 5] = ["start", "inherited", "privileges", "threads", "ready"];
+/// `nobody` on every system.
+const NOBODY: u32 = 65534;
+
+/// Waits for something that no process tells.
+fn until(what: &str, happened: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn site() -> Site {
+    Site::proxying(&[Origin::echo().address], "")
+}
+
+/// A reload with a fault: it ends as it should, the old worker is the only one left and goes on.
+/// Returns what the caller was told.
+fn failing_reload(site: &Site, daemon: &Daemon, fault: &str, expected: i32) -> String {
+    let before = serving(&site.status());
+    site.fault(fault);
+    let output = site.proxy(&["reload-socket"]);
+    let said = text(&output.stderr);
+    assert!(!site.path("fault").exists(), "{fault}: the step was never reached: {said}");
+    assert_eq!(code(&output), expected, "{fault}: {said}");
+    until("nothing of the attempt is left", || children(daemon.pid()) == [before]);
+    assert_eq!(serving(&site.status()), before, "{fault}");
+    said
+}
+
+/// Every fault at each of these steps on one daemon under load; between any two a reload that works.
+fn matrix(steps: &[&str], expected: i32) {
+    let site = site();
+    let daemon = site.start_faulty();
+    let load = Load::start(site.address(), &load::ALL);
+    for step in steps {
+        for (fault, reason) in [("crash", ""), ("EMFILE", "Too many open files"), ("ENOSPC", "No space left")] {
+            load.more(10);
+            let said = failing_reload(&site, &daemon, &format!("{step} {fault}"), expected);
+            assert!(said.contains(reason), "{step} {fault}: {said}");
+            load.more(10);
+            let next = site.proxy(&["reload-socket"]);
+            assert_eq!(code(&next), 0, "the reload after {step} {fault}: {next:?}");
+        }
+    }
+    let reloads = &site.status()["reloads"];
+    let failed = if expected == 1 { &reloads["rejected"] } else { &reloads["rolled_back"] };
+    assert_eq!((failed, &reloads["applied"]), (&Value::from(steps.len() * 3), &Value::from(steps.len() * 3)));
+    load.more(10);
+    load.must_have_succeeded(steps.len() * 60);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_19_a_new_worker_that_fails_at_any_step_costs_no_request() {
+    matrix(&BEFORE_READY, 2);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_19_a_master_that_fails_before_it_spawns_rejects_and_costs_no_request() {
+    matrix(&["load", "bind"], 1);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_19_a_master_that_fails_after_it_spawned_rolls_back_and_costs_no_request() {
+    matrix(&["spawn", "handed-over", "commit"], 2);
+}
+
+/// Each waits as long as the master does, so all steps wait at once.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_19_a_new_worker_that_hangs_at_any_step_costs_no_request() {
+    std::thread::scope(|scope| {
+        for step in BEFORE_READY {
+            scope.spawn(move || {
+                let site = site();
+                let daemon = site.start_faulty();
+                let load = Load::start(site.address(), &[Habit::KeepPost]);
+                let said = failing_reload(&site, &daemon, &format!("{step} hang"), 2);
+                assert!(said.contains("not ready within 10 s"), "{step}: {said}");
+                let next = site.proxy(&["reload-socket"]);
+                assert_eq!(code(&next), 0, "the reload after {step} hang: {next:?}");
+                load.more(20);
+                load.must_have_succeeded(100);
+            });
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_19_a_worker_that_fails_when_told_to_serve_is_replaced_and_costs_no_request() {
+    let site = site();
+    let daemon = site.start_faulty();
+    let load = Load::start(site.address(), &load::ALL);
+    for (count, fault) in [(1, "crash"), (2, "EMFILE"), (3, "ENOSPC")] {
+        load.more(10);
+        let before = serving(&site.status());
+        site.fault(&format!("serve {fault}"));
+        let output = site.proxy(&["reload-socket"]);
+        assert_eq!(code(&output), 0, "the caller waits for the one that serves: {output:?}");
+        let status = site.await_status("one is left", |status| status["generations"].as_array().unwrap().len() == 1);
+        assert_eq!(status["reloads"]["respawns"], count, "{fault}");
+        assert_ne!(serving(&status), before, "{fault}");
+    }
+    // The old worker accepts for as long as the new one hangs.
+    let old = serving(&site.status());
+    site.fault("serve hang");
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| site.proxy(&["reload-socket"]));
+        until("the new worker hangs", || !site.path("fault").exists());
+        load.more(300);
+        assert!(!reload.is_finished() && !support::has_ended(old));
+        assert_eq!(code(&reload.join().unwrap()), 0);
+    });
+    daemon.hear("did not serve in time and is killed");
+    let status = site.await_status("one is left", |status| status["generations"].as_array().unwrap().len() == 1);
+    assert_eq!((&status["reloads"]["respawns"], children(daemon.pid())), (&Value::from(4), vec![serving(&status)]));
+    load.more(10);
+    load.must_have_succeeded(340);
+}
+
+/// A client that keeps coming, each time on a connection of its own.
+struct Visitor {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Visit>>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Served,
+    Broken,
+    Refused,
+}
+
+struct Visit {
+    began: Instant,
+    ended: Instant,
+    fate: Fate,
+}
+
+impl Visitor {
+    fn start(address: SocketAddr) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            let mut visits = Vec::new();
+            while !stop.load(Ordering::SeqCst) {
+                let began = Instant::now();
+                let fate = visit(address);
+                visits.push(Visit { began, ended: Instant::now(), fate });
+            }
+            visits
+        });
+        Self { over, thread }
+    }
+
+    fn stop(self) -> Vec<Visit> {
+        self.over.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
+}
+
+fn visit(address: SocketAddr) -> Fate {
+    let mut stream = match TcpStream::connect(address) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Fate::Refused,
+        Err(_) => return Fate::Broken,
+    };
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    let mut answer = String::new();
+    let read = asked.and_then(|()| stream.read_to_string(&mut answer));
+    let whole = read.is_ok() && answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("GET / HTTP/1.1\n");
+    if whole { Fate::Served } else { Fate::Broken }
+}
+
+/// Nobody was refused, and whoever came after this moment was served.
+fn nobody_was_turned_away(visits: &[Visit], since: Instant) {
+    assert_eq!(visits.iter().filter(|visit| visit.fate == Fate::Refused).count(), 0, "of {}", visits.len());
+    let late: Vec<_> = visits.iter().filter(|visit| visit.began >= since).map(|visit| &visit.fate).collect();
+    assert!(!late.is_empty() && late.iter().all(|fate| **fate == Fate::Served), "{late:?}");
+}
+
+/// Kept connections that have had one answer each.
+fn kept(site: &Site, count: usize) -> Vec<Client> {
+    let mut clients: Vec<_> = (0..count).map(|_| Client::connect(site.address())).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.get("/before").status(), 200));
+    clients
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_20_an_old_worker_killed_mid_hand_over_leaves_the_new_one_to_finish_alone() {
+    let site = site();
+    let daemon = site.start_faulty();
+    let old = serving(&site.status());
+    let mut clients = kept(&site, 50);
+    let visitor = Visitor::start(site.address());
+    site.fault("sending crash");
+    let output = site.proxy(&["reload-socket"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    support::await_end(old);
+    let dead = Instant::now();
+    for number in 0..50 {
+        assert_eq!(get(site.address(), &format!("/{number}")).text(), format!("GET /{number} HTTP/1.1\n"));
+    }
+    nobody_was_turned_away(&visitor.stop(), dead);
+    // What the new one took before is served there; what the dead one had ends, and nobody is left hanging.
+    let served = clients.iter_mut().filter_map(|client| {
+        client.send("GET /after HTTP/1.1\r\nHost: test\r\n\r\n");
+        client.response()
+    });
+    let served = served.inspect(|answer| assert_eq!(answer.text(), "GET /after HTTP/1.1\n")).count();
+    println!("of 50 kept connections {served} had moved, {} ended with the old worker", 50 - served);
+    let status = site.status();
+    assert_eq!((generation(&status), &status["reloads"]["respawns"]), (2, &Value::from(0)));
+    assert_eq!(children(daemon.pid()), [serving(&status)]);
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_20_a_new_worker_killed_mid_hand_over_takes_no_connection_with_it() {
+    let site = site();
+    let _daemon = site.start_faulty();
+    let mut clients = kept(&site, 50);
+    let visitor = Visitor::start(site.address());
+    site.fault("receiving crash");
+    let output = site.proxy(&["reload-socket"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    let status = site.await_status("a respawn serves", |status| status["reloads"]["respawns"] == 1);
+    let replaced = Instant::now();
+    for client in &mut clients {
+        assert_eq!(client.get("/after").text(), "GET /after HTTP/1.1\n", "what was not taken is still served");
+    }
+    assert_eq!(get(site.address(), "/").status(), 200);
+    nobody_was_turned_away(&visitor.stop(), replaced);
+    assert_eq!(generation(&status), 3);
+    drop(clients);
+    site.await_status("the old worker ends", |status| status["generations"].as_array().unwrap().len() == 1);
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+}
+
+#[test]
+fn promise_21_the_exit_code_tells_the_truth() {
+    let origin = Origin::echo();
+    let good = Site::text(&[origin.address], "");
+    let site = Site::new(&good);
+    let daemon = site.start();
+    for command in ["reload", "reload-socket"] {
+        assert_eq!(code(&site.proxy(&[command])), 0);
+
+        site.configure(&good.replace("backend = \"pool\"", "backendd = \"pool\""));
+        let rejected = site.proxy(&[command]);
+        let (said, place) = (text(&rejected.stderr), format!("{}:8:1\n", site.config().display()));
+        assert!(code(&rejected) == 1 && said.contains(&place) && said.contains("unknown key `backendd`"), "{said}");
+
+        site.configure(&Site::text(&[origin.address], "[global]\npid-file = \"/proc/no/such.pid\"\n"));
+        let rolled_back = site.proxy(&[command]);
+        let reason = "cannot write /proc/no/such.pid: ";
+        assert!(code(&rolled_back) == 2 && text(&rolled_back.stderr).contains(reason), "{rolled_back:?}");
+
+        site.configure(&good);
+        daemon.signal(Signal::SIGSTOP);
+        let busy = site.proxy(&[command, "--timeout", "1"]);
+        daemon.signal(Signal::SIGCONT);
+        assert!(code(&busy) == 3 && text(&busy.stderr).contains("no answer within 1s"), "{busy:?}");
+    }
+    let reloads = site.await_status("the late reloads are over", |status| status["reloads"]["applied"] == 4);
+    assert_eq!((&reloads["reloads"]["rejected"], &reloads["reloads"]["rolled_back"]), (&2.into(), &2.into()));
+    drop(daemon);
+    for command in ["reload", "reload-socket"] {
+        let gone = site.proxy(&[command]);
+        assert!(code(&gone) == 4 && text(&gone.stderr).contains("not running"), "{gone:?}");
+    }
+}
+
+/// Connections to the admin socket that the kernel knows of; the listening one is not counted.
+fn callers(site: &Site) -> usize {
+    let path = site.socket().display().to_string();
+    let table = fs::read_to_string("/proc/net/unix").unwrap();
+    table.lines().filter(|line| line.contains(&path)).count() - 1
+}
+
+fn sleeps(process: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+}
+
+#[test]
+fn promise_22_fifty_reloads_at_once_are_two_generations_and_everybody_is_answered() {
+    let site = site();
+    let daemon = site.start();
+    let load = Load::start(site.address(), &load::ALL);
+    load.more(10);
+    daemon.signal(Signal::SIGSTOP);
+    let mut command = Command::new(PROXY);
+    command.args(["reload-socket", "-f"]).arg(site.config()).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut reloads: Vec<_> = (0..50).map(|_| command.spawn().unwrap()).collect();
+    // Connected and asleep: each has asked and waits for its answer.
+    until("all callers have asked", || {
+        callers(&site) == reloads.len() && reloads.iter().all(|reload| sleeps(reload.id()))
+    });
+    daemon.signal(Signal::SIGCONT);
+    for reload in &mut reloads {
+        assert_eq!(reload.wait().unwrap().code(), Some(0));
+    }
+    let status = site.await_status("one is left", |status| status["generations"].as_array().unwrap().len() == 1);
+    assert!((2..=3).contains(&generation(&status)), "{} generations for fifty reloads", generation(&status) - 1);
+    assert_eq!(children(daemon.pid()), [serving(&status)]);
+    load.more(10);
+    load.must_have_succeeded(20);
+}
+
+#[test]
+fn promise_24_a_killed_worker_is_replaced_and_nobody_is_refused() {
+    let site = site();
+    let _daemon = site.start();
+    let visitors: Vec<_> = (0..4).map(|_| Visitor::start(site.address())).collect();
+    let worker = serving(&site.status());
+    let killed = Instant::now();
+    kill(pid(worker), Signal::SIGKILL).unwrap();
+    support::await_end(worker);
+    let dead = Instant::now();
+    site.await_status("a new worker serves", |status| status["reloads"]["respawns"] == 1);
+    assert_eq!(get(site.address(), "/").status(), 200);
+    let visits: Vec<_> = visitors.into_iter().flat_map(Visitor::stop).collect();
+    nobody_was_turned_away(&visits, dead);
+    let answers =
+        visits.iter().filter(|visit| visit.fate == Fate::Served && visit.began >= killed && visit.ended > dead);
+    let gap = answers.map(|visit| visit.ended.duration_since(killed)).min().unwrap();
+    println!("first answer {} ms after the kill, {} visits, none refused", gap.as_millis(), visits.len());
+    assert!(gap < Duration::from_secs(1), "{gap:?}");
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds announce another version")]
+fn promise_28_a_worker_refuses_another_protocol_version_and_the_old_one_goes_on() {
+    let site = site();
+    let daemon = site.start_faulty();
+    let load = Load::start(site.address(), &load::ALL);
+    load.more(10);
+    let said = failing_reload(&site, &daemon, "handed-over version", 2);
+    assert!(said.contains("the master speaks protocol 2, this worker 1"), "{said}");
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    load.more(10);
+    load.must_have_succeeded(20);
+}
+
+/// What somebody who may not have the listening sockets gets when he asks for them.
+fn ask_as_nobody(site: &Site) -> String {
+    let script = "use Socket; socket(S, PF_UNIX, SOCK_STREAM, 0) or die $!; connect(S, sockaddr_un($ARGV[0])) or die $!; \
+        syswrite(S, \"_getsocks\\n\"); my $n = sysread(S, my $b, 64); print defined $n ? $n : $!;";
+    let mut stranger = Command::new("/usr/bin/perl");
+    stranger.args(["-e", script]).arg(site.socket()).uid(NOBODY).gid(NOBODY);
+    let output = output(stranger);
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout)
+}
+
+#[test]
+fn promise_33_listening_sockets_go_to_root_and_our_own_user_only() {
+    assert!(geteuid().is_root(), "only root can become the stranger of this test");
+    let site = site();
+    fs::set_permissions(site.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let file = fs::read_to_string(site.config()).unwrap();
+    fs::write(site.config(), file.replace("mode = \"0600\"", "mode = \"0666\"")).unwrap();
+    let daemon = site.start();
+    assert_eq!(ask_as_nobody(&site), "0", "the end of the connection, and nothing before");
+    daemon.hear(&format!("uid {NOBODY} was refused `_getsocks` on the admin socket"));
+    // The same question by root: the number of sockets comes first.
+    let mut root = UnixStream::connect(site.socket()).unwrap();
+    root.set_read_timeout(Some(PATIENCE)).unwrap();
+    root.write_all(b"_getsocks\n").unwrap();
+    let mut count = [0; 4];
+    root.read_exact(&mut count).unwrap();
+    assert_eq!(i32::from_ne_bytes(count), 1);
+}
+
+/// Set for the run inside a network of its own, where port 80 is free.
+const INSIDE: &str = "PROXY_TEST_OWN_NETWORK";
+
+#[test]
+fn promise_34_a_reload_adds_port_80_although_workers_have_no_rights() {
+    assert!(geteuid().is_root(), "a network of its own needs root");
+    if std::env::var_os(INSIDE).is_none() {
+        let mut again = Command::new("unshare");
+        let name = "promise_34_a_reload_adds_port_80_although_workers_have_no_rights";
+        again.arg("--net").arg(std::env::current_exe().unwrap()).args(["--exact", name]).env(INSIDE, "1");
+        let output = output(again);
+        assert!(output.status.success() && text(&output.stdout).contains("1 passed"), "{output:?}");
+        return;
+    }
+    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    assert!(first.trim().parse::<u16>().unwrap() > 80, "port 80 is privileged");
+    let (origin, jail) = (Origin::echo(), tempfile::tempdir().unwrap());
+    let global = format!("[global]\nuser = \"nobody\"\nchroot = \"{}\"\n", jail.path().display());
+    let site = Site::proxying(&[origin.address], &global);
+    let _daemon = site.start();
+    let load = Load::start(site.address(), &load::ALL);
+    let more = "[frontend.privileged]\nbind = \"127.0.0.1:80\"\nbackend = \"pool\"\n";
+    site.configure(&Site::text(&[origin.address], &(global + more)));
+    let output = site.proxy(&["reload-socket"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    let worker = serving(&site.status());
+    let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+    assert!(status.contains("Uid:\t65534\t65534\t65534\t65534\n") && status.contains("CapEff:\t0000000000000000\n"));
+    assert_eq!(fs::read_link(format!("/proc/{worker}/root")).unwrap(), jail.path());
+    assert_eq!(get("127.0.0.1:80".parse().unwrap(), "/privileged").text(), "GET /privileged HTTP/1.1\n");
+    load.more(10);
+    load.must_have_succeeded(10);
+}
