@@ -48,6 +48,14 @@ pub struct Global {
     pub tickets: Tickets,
 }
 
+impl Global {
+    /// Serving threads: as configured, else one per core that may be used.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
 /// `[global.tls]` `tickets`: how long TLS sessions can be resumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tickets {

@@ -219,6 +219,16 @@ fn redirect(mut section: Section<'_>) -> Option<Redirect> {
         code: code.unwrap_or(302),
     };
     let given = [&redirect.scheme, &redirect.host, &redirect.prefix, &redirect.location];
+    if let Some(prefix) = &redirect.prefix
+        && (prefix.is_empty() || prefix.ends_with('/'))
+    {
+        // With a client's path of `//elsewhere` it would lead to another host.
+        section.report.error(
+            section.place("prefix"),
+            "a prefix ends before the slash of the path",
+            "write \"https://name\"",
+        );
+    }
     let unsafe_text =
         given.iter().filter_map(|part| part.as_ref()).any(|part| !part.chars().all(|c| c.is_ascii_graphic()));
     if unsafe_text {

@@ -14,9 +14,7 @@ pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global 
     let user = checked(&mut section, "user", "create it or name another", |name| {
         matches!(nix::unistd::User::from_name(name), Ok(Some(_)))
     });
-    let group = checked(&mut section, "group", "create it or name another", |name| {
-        matches!(nix::unistd::Group::from_name(name), Ok(Some(_)))
-    });
+    let group = checked(&mut section, "group", "create it or name another", group_exists);
     let chroot = checked(&mut section, "chroot", "create the folder or name another", |path| {
         std::path::Path::new(path).is_dir()
     });
@@ -49,12 +47,13 @@ fn tickets(section: Option<Section<'_>>) -> Tickets {
     let usual = Tickets::default();
     let Some(mut section) = section else { return usual };
     let rotate = section.duration("rotate").unwrap_or(usual.rotate);
-    if rotate.is_zero() {
-        section.report.error(section.place("rotate"), "keys cannot rotate all the time", "write \"12h\"");
-    }
     let keep = section.integer("keep", 1..=16).map_or(usual.keep, |keep| keep as usize);
     section.finish();
     Tickets { rotate, keep }
+}
+
+fn group_exists(name: &str) -> bool {
+    matches!(nix::unistd::Group::from_name(name), Ok(Some(_)))
 }
 
 /// What only root can do, and what has to exist for it.
@@ -109,7 +108,7 @@ pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
     let admin = Admin {
         socket: section.report.resolve(&socket.unwrap_or_default()),
         mode: bits.unwrap_or(0o600),
-        group: section.string("group"),
+        group: checked(&mut section, "group", "create it or name another", group_exists),
         level: section.choice("level", &levels).unwrap_or(AdminLevel::Admin),
         timeout: section.duration("timeout").unwrap_or(Duration::from_secs(30)),
         expose_listeners: section.boolean("expose-listeners").unwrap_or(true),

@@ -97,7 +97,16 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn duration(&mut self, key: &'static str) -> Option<Duration> {
-        self.with_unit(key, units::duration, |number| format!("write \"{number}s\" or \"{number}ms\""))
+        let time = self.with_unit(key, units::duration, |number| format!("write \"{number}s\" or \"{number}ms\""))?;
+        if time.is_zero() {
+            // Elsewhere it means "for ever", here it would mean "at once": nobody shall have to know.
+            self.report.error(
+                self.place(key),
+                format!("`{key}` is no time at all"),
+                "write how long, for example \"30s\"",
+            );
+        }
+        Some(time)
     }
 
     pub(super) fn size(&mut self, key: &'static str) -> Option<usize> {

@@ -2,6 +2,7 @@
 //! Used by master and worker on their common channel. Never looks into a document.
 
 use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram as StdUnixDatagram;
 use std::sync::OnceLock;
@@ -10,16 +11,15 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, recvmsg, sendmsg,
-    shutdown, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, sendmsg, shutdown, socketpair,
 };
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
 use super::HandoffError;
-use super::descriptors::adopt;
 
 /// Descriptors the kernel passes in one message (`SCM_MAX_FD`, unix(7)).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -118,6 +118,14 @@ impl Channel {
         }
     }
 
+    /// Gets ready to receive asynchronously, while descriptors are still to be had.
+    ///
+    /// # Errors
+    /// No descriptor left, or no room in the event loop.
+    pub fn register(&self) -> Result<(), HandoffError> {
+        self.registered().map(drop)
+    }
+
     /// Ends the conversation for both sides; what has arrived can still be received.
     pub fn shut(&self) {
         // Fails only for a peer that is gone, and then nothing is left to end.
@@ -146,7 +154,7 @@ impl Channel {
 
     fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, HandoffError> {
         let mut text = vec![0; MAX_MESSAGE];
-        let (length, fds) = match receive_descriptors(self.fd.as_fd(), &mut text, MsgFlags::MSG_DONTWAIT) {
+        let (length, fds) = match receive_descriptors(self.fd.as_fd(), &mut text, RecvFlags::DONTWAIT) {
             // A peer that ended with our messages unread is gone like any other.
             Ok((0, _)) | Err(HandoffError::Channel(Errno::ECONNRESET)) => return Ok(None),
             received => received?,
@@ -155,25 +163,26 @@ impl Channel {
     }
 }
 
-/// One recvmsg(2): bytes and every descriptor that came along, each closed on exec.
+/// One recvmsg(2): bytes and every descriptor that came along, each closed on exec. Where not all of them
+/// fitted, those that did are closed again: rustix owns each from the moment it is seen.
 pub(super) fn receive_descriptors(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
-    flags: MsgFlags,
+    flags: RecvFlags,
 ) -> Result<(usize, Vec<OwnedFd>), HandoffError> {
-    // Sized for the most the kernel passes: a shorter buffer would leak what does not fit.
-    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(bytes)];
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags | MsgFlags::MSG_CMSG_CLOEXEC)
-        .map_err(HandoffError::Channel)?;
+    let message = rustix::net::recvmsg(socket, &mut parts, &mut control, flags | RecvFlags::CMSG_CLOEXEC)
+        .map_err(|error| HandoffError::Channel(Errno::from_raw(error.raw_os_error())))?;
     let mut fds = Vec::new();
-    for item in message.cmsgs().map_err(HandoffError::Channel)? {
-        if let ControlMessageOwned::ScmRights(raw) = item {
-            fds.extend(raw.into_iter().map(adopt));
+    for item in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = item {
+            fds.extend(received);
         }
     }
-    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-        return Err(HandoffError::Io(io::Error::from(io::ErrorKind::InvalidData)));
+    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(HandoffError::Truncated);
     }
     Ok((message.bytes, fds))
 }

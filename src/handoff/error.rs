@@ -27,6 +27,9 @@ pub enum HandoffError {
         /// How many.
         count: usize,
     },
+    /// There was no room for all of a message, descriptors included; what came of it is closed.
+    #[error("a message was truncated, most likely for want of descriptors")]
+    Truncated,
     /// The peer's message is not what this version understands.
     #[error("message is malformed")]
     Message(#[from] serde_json::Error),

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
+use rustix::net::RecvFlags;
+
 use super::HandoffError;
 use super::channel::receive_descriptors;
 
@@ -42,7 +44,7 @@ pub fn take(path: &Path) -> Result<Vec<OwnedFd>, HandoffError> {
     let mut taken = Vec::with_capacity(count);
     let mut description = vec![0; 64 * 1024];
     while taken.len() < count {
-        let (length, fds) = receive_descriptors(stream.as_fd(), &mut description, MsgFlags::empty())?;
+        let (length, fds) = receive_descriptors(stream.as_fd(), &mut description, RecvFlags::empty())?;
         if length == 0 || fds.is_empty() {
             return Err(HandoffError::GetSocks("it ended before all sockets were sent"));
         }

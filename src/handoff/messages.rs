@@ -44,8 +44,6 @@ pub struct Start {
     pub chroot: Option<String>,
     /// Client connections held at most, already settled against the descriptor limit.
     pub maxconn: u32,
-    /// Master's process id, for log lines.
-    pub master_pid: u32,
     /// Listeners that follow in [`ToWorker::Listeners`] messages.
     pub listeners: u32,
 }

@@ -2,12 +2,12 @@
 //! Called by `master` and `worker`. Never decides what is handed over.
 
 mod channel;
-mod descriptors;
 mod error;
 pub mod fault;
 pub mod getsocks;
+mod memory_file;
 pub mod messages;
 
 pub use channel::{Channel, MAX_DESCRIPTORS};
-pub use descriptors::memfd;
 pub use error::HandoffError;
+pub use memory_file::memfd;

@@ -21,7 +21,7 @@ pub use line::Severity;
 pub use names::Names;
 pub use queue::Logger;
 pub use record::Record;
-pub use target::{TargetSetup, connect};
+pub use target::connect;
 pub use thread::LogThread;
 
 #[cfg(test)]

@@ -19,15 +19,6 @@ const BATCH: usize = 64;
 /// A line that fails this often in a row is dropped, so that no line can block those behind it.
 const ATTEMPTS: u32 = 3;
 
-/// A target as a worker gets it.
-#[derive(Debug)]
-pub struct TargetSetup {
-    /// What the configuration says.
-    pub target: LogTarget,
-    /// Connected datagram socket, if one could be had yet.
-    pub socket: Option<OwnedFd>,
-}
-
 /// Connects a nonblocking datagram socket to a target.
 ///
 /// # Errors

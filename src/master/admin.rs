@@ -5,17 +5,22 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::events::Event;
 use crate::config::{Admin, AdminLevel, ReloadMode};
 use crate::handoff::getsocks::COMMAND;
 
+/// Callers served at a time; the others wait in the kernel's queue.
+const MOST_CALLERS: usize = 256;
+/// Pause after accept(2) failed.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Longest command line.
 const LONGEST: u64 = 256;
 
@@ -54,11 +59,14 @@ pub struct Answer {
     /// Facts, for `status`.
     #[serde(default)]
     pub facts: serde_json::Value,
+    /// What a stranger is told instead of `message`, which may quote the configuration.
+    #[serde(skip)]
+    pub(super) brief: Option<String>,
 }
 
 impl Answer {
     pub(super) fn new(outcome: Outcome, message: impl Into<String>) -> Self {
-        Self { outcome, message: message.into(), warnings: Vec::new(), facts: serde_json::Value::Null }
+        Self { outcome, message: message.into(), warnings: Vec::new(), facts: serde_json::Value::Null, brief: None }
     }
 }
 
@@ -89,9 +97,17 @@ impl AdminSocket {
         fs::rename(&draft, &admin.socket)?;
         let rights = admin.clone();
         let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            let room = Arc::new(Semaphore::new(MOST_CALLERS));
+            loop {
+                let Ok(seat) = Arc::clone(&room).acquire_owned().await else { return };
+                let Ok((stream, _)) = listener.accept().await else {
+                    // For want of descriptors; trying at once would spin.
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                };
                 let (rights, events) = (rights.clone(), events.clone());
                 tokio::spawn(async move {
+                    let _seat = seat;
                     let limit = rights.timeout;
                     // A caller that breaks off has nobody left to be told.
                     let _ = converse(stream, &rights, limit, &events).await;
@@ -153,8 +169,11 @@ async fn converse(
     };
     let (sender, receiver) = oneshot::channel();
     if events.send(Event::Admin(request, sender)).is_ok()
-        && let Ok(answer) = receiver.await
+        && let Ok(mut answer) = receiver.await
     {
+        if let Some(brief) = answer.brief.take_if(|_| !trusted) {
+            answer.message = brief;
+        }
         reply(&mut stream, &answer).await?;
     }
     if matches!(request, Request::Stop { .. }) {

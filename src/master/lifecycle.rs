@@ -191,7 +191,7 @@ impl Master {
                 self.workers.relieve(generation, self.bundle.reload.max_old);
                 self.retiring.iter_mut().for_each(Retiring::relieved);
             }
-            Event::Worker(generation, FromWorker::Draining) => self.retired(generation),
+            Event::Worker(generation, FromWorker::Draining) => self.accepts_no_more(generation),
             Event::Worker(..) => {}
             Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
             Event::WorkerEnded(generation, status) => self.bury(generation, &status),
@@ -303,7 +303,11 @@ impl Master {
                 answer.warnings = warnings;
                 (Outcome::Applied, text, answer)
             }
-            Err((outcome, error)) => (outcome, error.brief(), Answer::new(outcome, error.chain())),
+            Err((outcome, error)) => {
+                let mut answer = Answer::new(outcome, error.chain());
+                answer.brief = Some(error.brief());
+                (outcome, error.brief(), answer)
+            }
         };
         if outcome != Outcome::Applied && !self.workers.any_serving() {
             self.respawn.failed(Instant::now());
@@ -322,6 +326,19 @@ impl Master {
         let answering = Retiring::new(retiring, running.callers, answer);
         self.retiring = Some(answering);
         self.retired(0);
+    }
+
+    /// A worker has closed its listening sockets: as it was told, or because it could not help it.
+    fn accepts_no_more(&mut self, generation: u64) {
+        self.retired(generation);
+        let limit = self.bundle.reload.hard_stop_after;
+        if let Some(lived) = self.workers.resign(generation, limit) {
+            self.say(
+                Severity::Alert,
+                &format!("the worker of generation {generation} accepts no more and is replaced"),
+            );
+            self.respawn.died(Instant::now(), lived);
+        }
     }
 
     /// A worker accepts no more (0: nobody new); the last one lets the callers of the reload go.
@@ -374,7 +391,8 @@ impl Master {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let respawn = if self.running.is_none() { self.respawn.due() } else { None };
+        let idle = self.ending == Ending::No && self.running.is_none() && self.retiring.is_none();
+        let respawn = if idle { self.respawn.due() } else { None };
         let retiring = self.retiring.as_ref().map(Retiring::deadline);
         let rotation = self.blank.tickets.due(&self.bundle.global.tickets);
         let times = [respawn, retiring, rotation, self.workers.next_deadline(), self.log_sockets.next_attempt()];

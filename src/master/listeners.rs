@@ -73,6 +73,11 @@ pub(super) fn listen(listeners: &[Listener]) -> Result<(), MasterError> {
 /// Sockets passed by systemd or a compatible supervisor (sd_listen_fds(3)); others than TCP are closed.
 pub(super) fn from_supervisor() -> Result<Vec<Arc<OwnedFd>>, MasterError> {
     let mut passed = ListenFd::from_env();
+    for index in 0..passed.len() {
+        // What is neither of these cannot be taken at all; systemd passes nothing else for sockets.
+        let _udp = passed.take_udp_socket(index);
+        let _unix = passed.take_unix_listener(index);
+    }
     let taken = (0..passed.len()).filter_map(|index| passed.take_tcp_listener(index).ok().flatten());
     usable(taken.map(OwnedFd::from).collect())
 }

@@ -17,7 +17,9 @@ impl PidFile {
             fs::create_dir_all(folder)?;
         }
         let draft = path.with_extension(format!("pid.{}", std::process::id()));
-        let mut file = fs::File::create(&draft)?;
+        // Left behind by a process of the same pid, or put there by somebody else: not ours to write into.
+        let _absent = fs::remove_file(&draft);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&draft)?;
         writeln!(file, "{}", std::process::id())?;
         file.sync_all()?;
         fs::rename(&draft, path)?;

@@ -17,7 +17,8 @@ use super::spawn::{Orders, Worker, spawn};
 use super::{MasterError, load};
 use crate::config::{Bundle, Loaded, ReloadMode};
 use crate::handoff::fault::{self, Step};
-use crate::socket::{self, Sharing};
+use crate::socket::{self, Fittings, Sharing};
+use crate::upstream::MAX_IDLE;
 
 /// Where the configuration of a new generation comes from.
 pub(super) enum Source {
@@ -72,7 +73,8 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
     };
     fault::strike(Step::Bind).map_err(system("binding")).map_err(rejected)?;
     let settled = listeners::settle(&bundle, &plan.held, plan.mode, plan.unheld).map_err(rejected)?;
-    let maxconn = socket::raise_for(bundle.global.maxconn, settled.len()).map_err(|error| rejected(error.into()))?;
+    let fittings = fittings(&bundle, settled.len());
+    let maxconn = socket::raise_for(bundle.global.maxconn, fittings).map_err(|error| rejected(error.into()))?;
     let slots = plan.directory.borrow_mut().slots(&bundle).map_err(rejected)?;
     let orders = Orders {
         bundle: Arc::clone(&bundle),
@@ -86,4 +88,11 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
     };
     let worker = spawn(orders, &plan.events).await.map_err(rolled_back)?;
     Ok(Prepared { bundle, warnings, listeners: settled, worker, maxconn })
+}
+
+/// What a worker of this configuration holds beside its connections.
+fn fittings(bundle: &Bundle, listeners: usize) -> Fittings {
+    let (threads, idle) = (bundle.global.threads(), MAX_IDLE);
+    let servers: usize = bundle.backends.iter().map(|backend| backend.servers.len()).sum();
+    Fittings { listeners, threads, idle: servers * threads * idle }
 }

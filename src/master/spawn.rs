@@ -178,7 +178,6 @@ fn hand_over(channel: &Channel, orders: Orders<'_>) -> Result<(), MasterError> {
         gid,
         chroot,
         maxconn: orders.maxconn,
-        master_pid: std::process::id(),
         listeners: u32::try_from(orders.listeners.len()).unwrap_or(u32::MAX),
     };
     let bundle = bundle_file(&orders.bundle)?;

@@ -82,6 +82,15 @@ impl Workers {
         }
     }
 
+    /// A worker that was told to serve does so no more, for how long it did; it still finishes what it has.
+    pub(super) fn resign(&mut self, generation: u64, hard_stop_after: Duration) -> Option<Duration> {
+        let found = self.alive.iter_mut().find(|worker| worker.generation == generation);
+        let worker = found.filter(|worker| worker.state == State::Serving)?;
+        worker.state = State::Draining;
+        worker.deadline = Instant::now().checked_add(hard_stop_after + END_PATIENCE);
+        Some(worker.since.elapsed())
+    }
+
     /// Gives everybody an order.
     pub(super) fn tell_all(&self, order: &ToWorker) {
         for worker in &self.alive {

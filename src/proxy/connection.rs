@@ -3,12 +3,14 @@
 
 use std::future::{Future, poll_fn};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
@@ -23,6 +25,8 @@ use crate::stats::{Counter, Gauge};
 /// How long an orderly close waits for the client's own end, so that a reset cannot overtake our
 /// last answer (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(1);
+/// Bytes that the TLS library may hold back, one record.
+const TLS_BUFFER: usize = 16 * 1024;
 /// Bytes of a request head that may travel to another worker.
 const MOST_UNREAD: usize = 64 * 1024;
 /// Buffers above this size are given back between requests.
@@ -167,7 +171,11 @@ async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<Clie
         site.slot.add(Counter::HandshakeErrors, 1);
         site.slot.add(Counter::RequestErrors, 1);
     }
-    result.map(|stream| ClientStream::Tls(Box::new(stream)))
+    result.map(|mut stream| {
+        // What waits in there looks like standstill to the time-out of a slow client.
+        stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+        ClientStream::Tls(Box::new(stream))
+    })
 }
 
 impl Client {
@@ -265,8 +273,10 @@ impl Client {
     }
 }
 
+/// Asks the kernel itself: the event loop may not have heard yet.
 fn has_unread(socket: &TcpStream) -> bool {
-    matches!(socket.try_read(&mut [0; 1]), Ok(count) if count > 0)
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    matches!(recv(socket.as_raw_fd(), &mut [0; 1], flags), Ok(count) if count > 0)
 }
 
 /// An IPv4 client of a dual-stack listener is an IPv4 client.

@@ -3,10 +3,12 @@
 //! that the other side has not taken.
 
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::handoff::MAX_DESCRIPTORS;
 use crate::handoff::messages::{MovingClient, MovingServer};
 
 /// A connection that is ready to go, with a descriptor of its own.
@@ -19,28 +21,36 @@ pub enum Leaving {
 
 /// The way out of a draining worker.
 #[derive(Debug, Clone)]
-pub struct Departure(mpsc::UnboundedSender<Leaving>);
+pub struct Departure {
+    way: mpsc::UnboundedSender<Leaving>,
+    /// Copies of descriptors that may be on their way at a time: all connections want to leave at once.
+    room: Arc<Semaphore>,
+}
+
+/// Two batches: one on its way, one being filled.
+const ROOM: usize = 2 * MAX_DESCRIPTORS;
 
 impl Departure {
     /// The way, and where the connections come out.
     #[must_use]
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Leaving>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        (Self(sender), receiver)
+        let (way, receiver) = mpsc::unbounded_channel();
+        (Self { way, room: Arc::new(Semaphore::new(ROOM)) }, receiver)
     }
 
     /// Offers a client's connection; true when somebody else owns it from now on.
     pub(super) async fn offer(&self, client: MovingClient, socket: &TcpStream) -> bool {
+        let Ok(_room) = self.room.acquire().await else { return false };
         let Ok(copy) = socket.as_fd().try_clone_to_owned() else { return false };
         let (tell, told) = oneshot::channel();
-        self.0.send(Leaving::Client(client, copy, tell)).is_ok() && told.await.unwrap_or(false)
+        self.way.send(Leaving::Client(client, copy, tell)).is_ok() && told.await.unwrap_or(false)
     }
 
     /// Sends a server's idle connection away.
     pub(super) fn send(&self, server: MovingServer, socket: TcpStream) {
         if let Ok(socket) = socket.into_std() {
             // A worker that is ending closes it, as it would have anyway.
-            let _ = self.0.send(Leaving::Server(server, socket.into()));
+            let _ = self.way.send(Leaving::Server(server, socket.into()));
         }
     }
 }

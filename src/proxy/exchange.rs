@@ -108,7 +108,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Passes an interim response (1xx) on at once; the request goes on meanwhile. Returns its bytes.
+    /// Passes an interim response (1xx) on at once. Returns its bytes.
     pub async fn interim(&mut self, bytes: &[u8]) -> Result<u64, Failure> {
         let mut sent = 0;
         poll_fn(|cx| {

@@ -288,7 +288,7 @@ async fn obtain(
                 tally.retry(backend, *server, true);
                 *server = other;
             }
-            Attempt::Again(_) => {
+            Attempt::Again => {
                 tally.retry(backend, *server, false);
                 // A wait on purpose: the server may be restarting.
                 tokio::time::sleep(TURN_AROUND.min(config.connect_timeout)).await;
@@ -368,9 +368,10 @@ async fn exchange(
         ResponseRewrite { edits: &site.config().response_headers, persistence: plan.persistence, body: plan.body };
     rebuild_response(&mut out, &exchange.server.input, &response, &client.response_fields, &rewrite);
     exchange.server.input.drain(..response.len);
-    tally.status = response.status;
     let transcoder = Transcoder::new(response.body, plan.body);
     let mut pump = Pump::new(out, transcoder, &mut exchange.server.input).map_err(broken_response)?;
+    // Only now: a body that is broken from its first byte can still be answered otherwise.
+    tally.status = response.status;
     let result = exchange.relay(request, &mut pump).await;
     let request_done = !exchange.request_open && request.is_read();
     tally.bytes_out += pump.bytes_out;

@@ -43,7 +43,9 @@ impl Tally {
     pub fn new(client: &Client, head: Option<&RequestHead>) -> Self {
         let request_line = head.map(|head| head.line.of(&client.head).to_vec()).unwrap_or_default();
         let head_in = if head.is_some() { client.head.len() as u64 } else { client.input.len() as u64 };
-        client.site.slot.add(Counter::Requests, 1);
+        if head.is_some() || !client.input.is_empty() {
+            client.site.slot.add(Counter::Requests, 1);
+        }
         Self {
             began: client.began,
             request_line,

@@ -57,8 +57,6 @@ fn open(wanted: &Bind, sharing: Sharing) -> io::Result<OwnedFd> {
         socket.set_reuse_port(true)?;
     }
     socket.bind(&wanted.address.into())?;
-    // Set only now on a first bind: before it, a daemon of the same user would share the port unnoticed.
-    socket.set_reuse_port(true)?;
     Ok(socket.into())
 }
 
@@ -67,7 +65,10 @@ fn open(wanted: &Bind, sharing: Sharing) -> io::Result<OwnedFd> {
 /// # Errors
 /// Names the address; another daemon may have begun to listen on it since it was bound.
 pub fn listen(fd: &OwnedFd, wanted: &Bind) -> Result<(), BindError> {
-    SockRef::from(fd).listen(i32::try_from(wanted.backlog).unwrap_or(i32::MAX)).map_err(|source| BindError {
+    let socket = SockRef::from(fd);
+    let backlog = i32::try_from(wanted.backlog).unwrap_or(i32::MAX);
+    // Shared only once it listens: before, another daemon of the same user could come in unnoticed.
+    socket.listen(backlog).and_then(|()| socket.set_reuse_port(true)).map_err(|source| BindError {
         origin: wanted.origin.clone(),
         address: wanted.address,
         holder: String::new(),
@@ -127,6 +128,14 @@ mod tests {
         let error = bind(&on(port(&held)), Sharing::Exclusive).unwrap_err().to_string();
         assert!(error.contains("f.toml:1:1") && error.contains("127.0.0.1"), "{error}");
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn of_two_daemons_that_start_together_only_one_listens() {
+        let first = bind(&on(0), Sharing::Exclusive).unwrap();
+        let second = bind(&on(port(&first)), Sharing::Exclusive);
+        listen(&first, &on(port(&first))).unwrap();
+        assert!(second.is_err() || listen(&second.unwrap(), &on(port(&first))).is_err());
     }
 
     #[test]

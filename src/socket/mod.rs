@@ -6,4 +6,4 @@ mod limits;
 mod owner;
 
 pub use bind::{BindError, Sharing, adopt, bind, listen, matches};
-pub use limits::{LimitError, raise_for};
+pub use limits::{Fittings, LimitError, raise_for};

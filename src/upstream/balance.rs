@@ -15,7 +15,7 @@ pub enum Attempt {
     Redispatch(usize),
     /// Try the same server after the turn-around delay, as HAProxy does, so that a server that
     /// restarts is not hammered.
-    Again(usize),
+    Again,
     /// Out of retries.
     GiveUp,
 }
@@ -30,7 +30,7 @@ pub fn next_server(server: usize, servers: usize, failed: u32, retries: u32, red
     if redispatch && failed == retries && servers > 1 {
         return Attempt::Redispatch((server + 1) % servers);
     }
-    Attempt::Again(server)
+    Attempt::Again
 }
 
 #[cfg(test)]
@@ -46,15 +46,15 @@ mod tests {
 
     #[test]
     fn the_last_retry_goes_to_another_server() {
-        assert_eq!(next_server(2, 3, 1, 3, true), Attempt::Again(2));
+        assert_eq!(next_server(2, 3, 1, 3, true), Attempt::Again);
         assert_eq!(next_server(2, 3, 3, 3, true), Attempt::Redispatch(0));
         assert_eq!(next_server(2, 3, 4, 3, true), Attempt::GiveUp);
     }
 
     #[test]
     fn without_redispatch_or_a_second_server_the_same_one_is_tried() {
-        assert_eq!(next_server(0, 1, 3, 3, true), Attempt::Again(0));
-        assert_eq!(next_server(1, 3, 3, 3, false), Attempt::Again(1));
+        assert_eq!(next_server(0, 1, 3, 3, true), Attempt::Again);
+        assert_eq!(next_server(1, 3, 3, 3, false), Attempt::Again);
         assert_eq!(next_server(1, 3, 1, 0, true), Attempt::GiveUp);
     }
 }

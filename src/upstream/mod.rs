@@ -18,7 +18,7 @@ use crate::stats::{Counter, Memory, Slot};
 
 pub use balance::{Attempt, next_server, round_robin};
 pub use error::ConnectError;
-pub use pool::{Connection, Pool};
+pub use pool::{Connection, MAX_IDLE, Pool};
 
 /// A backend with its counters and its servers' idle connections; one per thread.
 pub struct Backend {

@@ -10,7 +10,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::TcpStream;
 
 /// Idle connections kept per server and thread.
-const MAX_IDLE: usize = 64;
+pub const MAX_IDLE: usize = 64;
 /// An idle connection is closed after this long.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -73,18 +73,6 @@ impl Pool {
         self.idle.borrow_mut().retain(|(since, connection)| {
             now.duration_since(*since) < IDLE_TIMEOUT && is_open(&connection.stream, false)
         });
-    }
-
-    /// Connections kept now.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.idle.borrow().len()
-    }
-
-    /// Whether none is kept.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.idle.borrow().is_empty()
     }
 }
 

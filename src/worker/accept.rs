@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::capacity::{Capacity, Permit};
 use super::thread::Order;
 
-/// Pause after accept(2) failed for want of descriptors or memory: trying at once would spin.
+/// Pause after accept(2) failed, for want of descriptors as a rule: trying at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until ordered otherwise; every connection goes to `serve` with its permits. `place` is that
@@ -31,9 +31,9 @@ pub async fn accept_all(
             _changed = orders.wait_for(|order| *order != Order::Serve) => break,
             accepted = accept(&listener, limits) => match accepted {
                 Ok((stream, peer, permits)) => serve(stream, peer, permits),
-                Err(error) if is_exhaustion(&error) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
                 // The client gave up while it was queued.
-                Err(_aborted) => {}
+                Err(error) if is_aborted(&error) => {}
+                Err(_exhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
             },
         }
     }
@@ -79,7 +79,12 @@ fn queued(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
     all
 }
 
-fn is_exhaustion(error: &io::Error) -> bool {
-    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+/// Errors of the one connection, not of the listener (accept(2), "Error handling").
+fn is_aborted(error: &io::Error) -> bool {
+    use nix::libc::{
+        ECONNABORTED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EPROTO,
+    };
+    let of_the_connection =
+        [ECONNABORTED, ECONNRESET, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EPROTO];
+    error.raw_os_error().is_some_and(|number| of_the_connection.contains(&number))
 }

@@ -18,9 +18,9 @@ use super::moving::{self, Arrival, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
 use super::thread::{self, Order, Setup, Shared};
 use crate::config::Bundle;
-use crate::handoff::Channel;
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
+use crate::handoff::{Channel, HandoffError};
 use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
 use crate::stats::{Counter, StatsPage};
@@ -146,7 +146,7 @@ fn muster(shared: &Shared, listeners: &[(ListenerOwner, TcpListener)]) -> std::i
     let (ending, ended) = mpsc::channel(1);
     let (acceptor, accepting) = mpsc::channel(1);
     let mut crew = Crew { threads: Vec::new(), ready: Vec::new(), arrivals: Vec::new(), ended, accepting };
-    for number in 0..thread_count(&shared.bundle) {
+    for number in 0..shared.bundle.global.threads() {
         let mut own = Vec::with_capacity(listeners.len());
         for (owner, listener) in listeners {
             own.push((*owner, listener.try_clone()?));
@@ -165,10 +165,6 @@ fn muster(shared: &Shared, listeners: &[(ListenerOwner, TcpListener)]) -> std::i
         crew.arrivals.push(arrival);
     }
     Ok(crew)
-}
-
-fn thread_count(bundle: &Bundle) -> usize {
-    bundle.global.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn acceptors(bundle: &Bundle, keys: &Arc<TicketKeys>) -> Result<Vec<Option<TlsAcceptor>>, WorkerError> {
@@ -210,6 +206,10 @@ impl Worker {
                         Followed::Drain(limit) => hard_stop = Some(limit),
                         Followed::Stop => break,
                     },
+                    // One order is lost, the master is not: it must not look as if it were.
+                    Err(error @ (HandoffError::Truncated | HandoffError::Message(_))) => {
+                        self.logger.event(Severity::Error, &format!("an order of the master is lost: {error}"));
+                    }
                     // The master is gone: nobody will ever ask again, so finish in good order.
                     Ok(None) | Err(_) => {
                         self.orders.send_replace(Order::Drain { abandoned: (0..self.queues).collect(), moving: false });
@@ -248,7 +248,11 @@ impl Worker {
                 return Followed::Drain(tokio::time::Instant::now() + hard_stop_after);
             }
             (ToWorker::Successor, Some(fd)) => {
-                self.successor.send_replace(Some(Arc::new(Channel::from_fd(fd))));
+                let channel = Channel::from_fd(fd);
+                // Later, when all connections want to leave at once, there may be no descriptor left for it.
+                if channel.register().is_ok() {
+                    self.successor.send_replace(Some(Arc::new(channel)));
+                }
             }
             (ToWorker::Predecessor, Some(fd)) => {
                 let reception = Reception::new(Arc::clone(&self.bundle), self.crew.arrivals.clone());

@@ -107,18 +107,19 @@ async fn send_servers(channel: &Channel, servers: Vec<(MovingServer, OwnedFd)>) 
     answer(channel).await.map(drop)
 }
 
-/// Waits for the answer to a batch. After too long the channel is closed first and looked at once more:
-/// an answer that is not there by then can never be given, so nobody owns a connection twice.
+/// Waits for the answer to a batch. When it does not come, for whatever reason, the channel is closed first
+/// and looked at once more: an answer that is not there by then can never be given, so nobody owns a
+/// connection twice.
 async fn answer(channel: &Channel) -> Result<Moved, HandoffError> {
     let silent = || HandoffError::Silent { waited: PATIENCE };
     let received = match tokio::time::timeout(PATIENCE, channel.recv::<Moved>()).await {
-        Ok(received) => received,
-        Err(_elapsed) => {
+        Ok(Ok(received)) => received,
+        Ok(Err(_)) | Err(_) => {
             channel.shut();
-            channel.recv_blocking(Duration::ZERO)
+            channel.recv_blocking(Duration::ZERO)?
         }
     };
-    received?.map(|(moved, _fds)| moved).ok_or_else(silent)
+    received.map(|(moved, _fds)| moved).ok_or_else(silent)
 }
 
 /// Where arrivals go: the serving threads in turn.

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -24,6 +24,10 @@ use crate::proxy::{self, Departure, Site, TICK, Thread, Timers};
 use crate::stats::{self, Memory, StatsPage};
 use crate::upstream;
 
+/// Connections to the statistics page a thread holds at most.
+const STATS_MAXCONN: u32 = 32;
+/// How long one of them may last.
+const STATS_LIFE: Duration = Duration::from_secs(30);
 /// Sweeps of the deadlines between two sweeps of the idle server connections.
 const POOL_SWEEP_EVERY: u32 = 40;
 
@@ -266,11 +270,19 @@ impl Serving {
                 }
                 ListenerOwner::Stats => {
                     let page = Arc::clone(&self.shared.page);
-                    let serve = move |stream: TcpStream, _peer: SocketAddr, _permits: Vec<Permit>| {
-                        tokio::task::spawn_local(stats::serve(stream, Arc::clone(&page)));
+                    let open = Rc::clone(&self.open);
+                    let serve = move |stream: TcpStream, _peer: SocketAddr, permits: Vec<Permit>| {
+                        let guard = OpenGuard::new(&open);
+                        let connection = stats::serve(stream, Arc::clone(&page));
+                        tokio::task::spawn_local(async move {
+                            // Who does not read in this time holds a descriptor for nothing.
+                            let _ended = tokio::time::timeout(STATS_LIFE, connection).await;
+                            drop((guard, permits));
+                        });
                     };
+                    let limits = [Capacity::new(STATS_MAXCONN)];
                     tokio::task::spawn_local(async move {
-                        accept_all(listener, &[], orders, serve).await;
+                        accept_all(listener, &limits, orders, serve).await;
                         drop(busy);
                     });
                 }

@@ -18,6 +18,7 @@ use self::disturb::{Disturbance, Disturbances};
 use self::load::Plan;
 use self::subject::{Action, Subject, SubjectError};
 use self::table::Row;
+use crate::socket::{Fittings, raise_for};
 
 /// Exit code when something was lost.
 const LOST: u8 = 1;
@@ -81,7 +82,7 @@ pub(super) fn run(args: &MeasureArgs) -> u8 {
 
 fn measure(args: &MeasureArgs) -> Result<Vec<Row>, SubjectError> {
     // As many descriptors as there may be; what is too much shows as lost connections.
-    let _ = crate::socket::raise_for(None, 0);
+    let _ = raise_for(None, Fittings::default());
     let subject = match (&args.url, &args.reload_command) {
         (Some(url), Some(command)) => Subject::running(url, command)?,
         _ => Subject::own()?,

@@ -1,21 +1,12 @@
-//! The one place where a number becomes an owned descriptor, and memory files.
-//! Called by `handoff` for what recvmsg(2) delivered. Never guesses a number.
-#![expect(unsafe_code, reason = "descriptors from SCM_RIGHTS arrive as numbers and have to be adopted once")]
+//! Files in memory.
+//! Called by `master` for the configuration bundle. Never has a name in a file system.
 
 use std::fs::File;
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::HandoffError;
-
-/// Takes over a descriptor that the kernel has just installed for us.
-pub(super) fn adopt(raw: RawFd) -> OwnedFd {
-    // SAFETY: the number comes straight out of an SCM_RIGHTS message of this very call; the kernel
-    // created it for this process and nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(raw) }
-}
 
 /// A file in memory: memfd, or an unlinked temporary file on kernels before 3.17.
 ///
