@@ -1,5 +1,6 @@
 //! What is promised for the day something breaks: each step with each fault, killed workers, crowds, strangers.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
+#![allow(clippy::print_stdout, reason = "what was measured is shown")]
 
 mod support;
 
