@@ -7,6 +7,7 @@ pub mod client;
 pub mod load;
 pub mod origin;
 pub mod tls;
+pub mod visitor;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
