@@ -1,18 +1,15 @@
 //! What is promised for the day something breaks: each step with each fault, killed workers, crowds, strangers.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
+#![allow(clippy::print_stdout, reason = "what was measured is shown")]
 
 mod support;
 
 use std::fs;
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -21,6 +18,7 @@ use serde_json::Value;
 use support::client::{Client, get};
 use support::load::{self, Habit, Load};
 use support::origin::Origin;
+use support::visitor::{Fate, Visitor, nobody_was_turned_away};
 use support::{Daemon, PATIENCE, PROXY, Site, children, code, generation, output, pid, serving, text};
 
 /// Steps of a worker before it is ready.
@@ -149,68 +147,6 @@ fn promise_19_a_worker_that_fails_when_told_to_serve_is_replaced_and_costs_no_re
     load.must_have_succeeded(340);
 }
 
-/// A client that keeps coming, each time on a connection of its own.
-struct Visitor {
-    over: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Visit>>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Fate {
-    Served,
-    Broken,
-    Refused,
-}
-
-struct Visit {
-    began: Instant,
-    ended: Instant,
-    fate: Fate,
-}
-
-impl Visitor {
-    fn start(address: SocketAddr) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&over);
-        let thread = std::thread::spawn(move || {
-            let mut visits = Vec::new();
-            while !stop.load(Ordering::SeqCst) {
-                let began = Instant::now();
-                let fate = visit(address);
-                visits.push(Visit { began, ended: Instant::now(), fate });
-            }
-            visits
-        });
-        Self { over, thread }
-    }
-
-    fn stop(self) -> Vec<Visit> {
-        self.over.store(true, Ordering::SeqCst);
-        self.thread.join().unwrap()
-    }
-}
-
-fn visit(address: SocketAddr) -> Fate {
-    let mut stream = match TcpStream::connect(address) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Fate::Refused,
-        Err(_) => return Fate::Broken,
-    };
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let asked = stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
-    let mut answer = String::new();
-    let read = asked.and_then(|()| stream.read_to_string(&mut answer));
-    let whole = read.is_ok() && answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("GET / HTTP/1.1\n");
-    if whole { Fate::Served } else { Fate::Broken }
-}
-
-/// Nobody was refused, and whoever came after this moment was served.
-fn nobody_was_turned_away(visits: &[Visit], since: Instant) {
-    assert_eq!(visits.iter().filter(|visit| visit.fate == Fate::Refused).count(), 0, "of {}", visits.len());
-    let late: Vec<_> = visits.iter().filter(|visit| visit.began >= since).map(|visit| &visit.fate).collect();
-    assert!(!late.is_empty() && late.iter().all(|fate| **fate == Fate::Served), "{late:?}");
-}
-
 /// Kept connections that have had one answer each.
 fn kept(site: &Site, count: usize) -> Vec<Client> {
     let mut clients: Vec<_> = (0..count).map(|_| Client::connect(site.address())).collect();
@@ -269,6 +205,29 @@ fn promise_20_a_new_worker_killed_mid_hand_over_takes_no_connection_with_it() {
     drop(clients);
     site.await_status("the old worker ends", |status| status["generations"].as_array().unwrap().len() == 1);
     assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_20_a_worker_that_hangs_mid_hand_over_holds_no_new_connection_up() {
+    for step in ["sending", "receiving"] {
+        let site = Site::proxying(&[Origin::echo().address], "[reload]\nhard-stop-after = \"200ms\"\n");
+        let daemon = site.start_faulty();
+        let _clients = kept(&site, 50);
+        let visitor = Visitor::start(site.address());
+        site.fault(&format!("{step} hang"));
+        let output = site.proxy(&["reload-socket"]);
+        assert_eq!(code(&output), 0, "{output:?}");
+        let decided = Instant::now();
+        let alone = |status: &Value| status["generations"].as_array().unwrap().len() == 1;
+        site.await_status("the old worker is gone", alone);
+        assert!(!site.path("fault").exists(), "{step}");
+        assert_eq!(get(site.address(), "/").status(), 200);
+        nobody_was_turned_away(&visitor.stop(), decided);
+        assert_eq!(code(&site.proxy(&["reload-socket"])), 0, "{step}");
+        let status = site.await_status("whoever hangs is gone", alone);
+        assert_eq!((generation(&status), children(daemon.pid())), (3, vec![serving(&status)]), "{step}");
+    }
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn promise_13_and_36_twenty_reloads_and_every_request_is_counted_and_logged_once
 }
 
 #[test]
-#[ignore = "takes a while; .ci/run runs it"]
+#[ignore = "a hundred reloads take a while; .ci/run runs it"]
 fn promise_13_and_36_a_hundred_reloads_and_every_request_is_counted_and_logged_once() {
     accounts_agree(100);
 }
@@ -234,7 +234,7 @@ fn promise_35_the_pid_file_names_the_living_master_through_twenty_reloads() {
 }
 
 #[test]
-#[ignore = "takes a while; .ci/run runs it"]
+#[ignore = "a hundred reloads take a while; .ci/run runs it"]
 fn promise_35_the_pid_file_names_the_living_master_through_a_hundred_reloads() {
     pid_stays(100);
 }

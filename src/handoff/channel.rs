@@ -154,8 +154,12 @@ impl Channel {
 
     fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, HandoffError> {
         let mut text = vec![0; MAX_MESSAGE];
-        let (length, fds) = match receive_descriptors(self.fd.as_fd(), &mut text, RecvFlags::DONTWAIT) {
-            // A peer that ended with our messages unread is gone like any other.
+        let mut received = receive_descriptors(self.fd.as_fd(), &mut text, RecvFlags::DONTWAIT);
+        if matches!(received, Err(HandoffError::Channel(Errno::ECONNRESET))) {
+            // The peer ended with our messages unread. The kernel says so once, before its last words.
+            received = receive_descriptors(self.fd.as_fd(), &mut text, RecvFlags::DONTWAIT);
+        }
+        let (length, fds) = match received {
             Ok((0, _)) | Err(HandoffError::Channel(Errno::ECONNRESET)) => return Ok(None),
             received => received?,
         };
@@ -242,6 +246,16 @@ mod tests {
         assert_eq!(theirs.recv_blocking::<u8>(PATIENCE).unwrap().unwrap().0, 1);
         assert!(matches!(theirs.recv_blocking::<u8>(PATIENCE), Err(HandoffError::Message(_))));
         assert_eq!(theirs.recv_blocking::<u8>(PATIENCE).unwrap().unwrap().0, 3);
+    }
+
+    #[test]
+    fn last_words_are_heard_of_a_peer_that_ended_with_messages_unread() {
+        let (ours, theirs) = pair();
+        ours.send(&"unread", &[]).unwrap();
+        theirs.send(&"why I end", &[]).unwrap();
+        drop(theirs);
+        assert_eq!(ours.recv_blocking::<String>(PATIENCE).unwrap().unwrap().0, "why I end");
+        assert!(ours.recv_blocking::<String>(PATIENCE).unwrap().is_none());
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod load;
 pub mod origin;
 pub mod tls;
+pub mod visitor;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read};
