@@ -1,5 +1,6 @@
 //! Promises about many connections and many reloads: nobody is lost, nothing piles up.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
+#![allow(clippy::print_stdout, reason = "what was measured is shown")]
 
 mod support;
 
