@@ -5,6 +5,7 @@
 mod support;
 
 use std::io::{ErrorKind, Read as _};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -18,6 +19,14 @@ const IDLE: usize = 9_000;
 
 /// However slow the machine, nobody is sent away for being idle.
 const PATIENT: &str = "[defaults.timeout]\nclient = \"1h\"\nserver = \"1h\"\nhttp-keep-alive = \"1h\"\n";
+
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// These tests run one after the other: each wants the machine for itself.
+fn alone() -> MutexGuard<'static, ()> {
+    // One that failed leaves nothing behind that the next one would see.
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Idle connections of clients that were answered once.
 fn idle(site: &Site, count: usize) -> Vec<Client> {
@@ -69,6 +78,7 @@ fn swaps(site: &Site, clients: &[Client]) -> (Duration, Duration) {
 
 #[test]
 fn promise_04_thousands_of_idle_connections_move_and_the_old_worker_is_gone() {
+    let _alone = alone();
     let site = Site::proxying(&[Origin::echo().address], &format!("{PATIENT}[global]\nmaxconn = {}\n", IDLE + 100));
     let _daemon = site.start();
     let mut clients = idle(&site, IDLE);
@@ -82,6 +92,7 @@ fn promise_04_thousands_of_idle_connections_move_and_the_old_worker_is_gone() {
 
 #[test]
 fn promise_30_a_worker_is_swapped_quickly_however_many_connections_are_open() {
+    let _alone = alone();
     let site = Site::proxying(&[Origin::echo().address], PATIENT);
     let _daemon = site.start();
     let clients = idle(&site, 2_000);
@@ -156,6 +167,7 @@ fn storm(site: &Site, pace: &Pace, (downloads, reloads): (usize, usize)) {
 }
 
 fn must_leave_nothing_behind(downloads: usize, reloads: usize) {
+    let _alone = alone();
     allow_descriptors(4 * downloads as u64 + 1000);
     let (origin, pace) = Origin::paced(2, HALF);
     let site = Site::proxying(&[origin.address], &format!("{PATIENT}[reload]\nmax-old = {MAX_OLD}\n"));
