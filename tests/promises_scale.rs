@@ -70,8 +70,9 @@ fn swaps(site: &Site, clients: &[Client]) -> (Duration, Duration) {
         println!("{} idle connections: {said}, command {took:?}, old worker gone {gone:?} later", clients.len());
         quickest = (quickest.0.min(took), quickest.1.min(gone));
         must_be_open(clients);
-        let status = site.status();
-        assert_eq!(status["generations"][0]["connections"], clients.len(), "{status:#}");
+        site.await_status("all are counted where they are", |status| {
+            generations(status) == 1 && status["generations"][0]["connections"] == clients.len()
+        });
     }
     quickest
 }
