@@ -230,7 +230,7 @@ fn must_be_slow(client: &mut Client) {
 /// A reload every 0.2 s while clients POST on kept connections and a head arrives byte by byte.
 fn posts_without_retry(time: Duration) {
     let origin = Origin::echo();
-    let site = Site::proxying(&[origin.address], "");
+    let site = Site::proxying(&[origin.address], "[frontend.web.timeout]\nhttp-request = \"1m\"\n");
     let _daemon = site.start();
     let load = Load::start(site.address(), &[Habit::KeepPost; 6]);
     let mut dribble = Client::connect(site.address());
