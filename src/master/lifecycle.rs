@@ -391,7 +391,7 @@ impl Master {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let idle = self.ending == Ending::No && self.running.is_none() && self.retiring.is_none();
+        let idle = self.ending == Ending::No && self.running.is_none();
         let respawn = if idle { self.respawn.due() } else { None };
         let retiring = self.retiring.as_ref().map(Retiring::deadline);
         let rotation = self.blank.tickets.due(&self.bundle.global.tickets);
