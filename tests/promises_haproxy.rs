@@ -67,6 +67,7 @@ fn by_haproxy(address: SocketAddr) -> bool {
 }
 
 #[test]
+#[ignore = "needs haproxy; .ci/run runs it"]
 fn haproxys_listeners_are_taken_over_under_load_without_an_error() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
@@ -89,6 +90,7 @@ fn haproxys_listeners_are_taken_over_under_load_without_an_error() {
 }
 
 #[test]
+#[ignore = "needs haproxy; .ci/run runs it"]
 fn our_listeners_are_given_to_haproxy_under_load_without_an_error() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");

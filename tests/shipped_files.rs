@@ -169,6 +169,7 @@ fn the_defaults_file_shows_the_scripts_own_defaults() {
 }
 
 #[test]
+#[ignore = "needs rsyslogd; .ci/run runs it"]
 fn rsyslog_takes_its_rules() {
     let mut command = Command::new("rsyslogd");
     let output = support::output({
