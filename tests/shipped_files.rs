@@ -38,12 +38,14 @@ fn installed(configuration: &str) -> Site {
     site
 }
 
-/// What `proxy check` says of a valid configuration on stderr.
+/// What `proxy check` says of a valid configuration on stderr; what only root can do has no effect for
+/// whoever else runs this.
 fn warnings(site: &Site) -> String {
     let output = site.proxy(&["check"]);
     let said = text(&output.stderr);
     assert_eq!(code(&output), 0, "{said}");
-    said
+    let of_all = said.lines().filter(|line| !line.ends_with(" has no effect; only root can do that"));
+    of_all.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
