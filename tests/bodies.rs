@@ -96,6 +96,25 @@ fn chunked_bodies_and_their_trailers_pass_both_ways() {
 }
 
 #[test]
+fn a_field_that_is_removed_or_replaced_does_not_come_back_as_a_trailer() {
+    let (origin, requests) = Origin::recording(|_| {
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nServer-Secret: 1\r\nX-Fine: 2\r\n\r\n".to_vec()
+    });
+    let edits = "[frontend.web.request-headers]\ndel = [\"X-Admin\"]\nset = { X-User = \"nobody\" }\n\
+        [frontend.web.response-headers]\ndel = [\"server-secret\"]\n";
+    let site = Site::proxying(&[origin.address], edits);
+    let _daemon = site.start();
+    let answer = Client::connect(site.address()).ask(
+        "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n\
+         0\r\nX-ADMIN: yes\r\nx-user: root\r\nX-End: 1\r\n\r\n",
+    );
+    let request = requests.next();
+    assert_eq!(request.trailers, [("x-end".into(), "1".into())]);
+    assert_eq!(request.values("x-user"), ["nobody"]);
+    assert_eq!(answer.trailers, [("x-fine".into(), "2".into())]);
+}
+
+#[test]
 fn a_chunk_is_passed_on_before_the_next_one_exists() {
     let (permit, permitted) = mpsc::channel();
     let permitted = std::sync::Mutex::new(permitted);

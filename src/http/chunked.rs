@@ -47,6 +47,8 @@ pub struct Chunked {
     /// Bytes of the trailer section so far, dropped fields included.
     seen: usize,
     trailers: Vec<u8>,
+    /// Names of fields that do not pass.
+    dropped: Vec<String>,
     /// Bytes of extensions so far that no data made up for.
     extensions: u64,
 }
@@ -62,7 +64,13 @@ impl Chunked {
     #[must_use]
     pub fn new() -> Self {
         let state = State::Size { value: 0, digits: 0 };
-        Self { state, line: Vec::new(), seen: 0, trailers: Vec::new(), extensions: 0 }
+        Self { state, line: Vec::new(), seen: 0, trailers: Vec::new(), dropped: Vec::new(), extensions: 0 }
+    }
+
+    /// Lets no trailer of these names pass: what an operator removes from the header must not come back
+    /// behind the body.
+    pub fn drop_trailers(&mut self, names: impl Iterator<Item = String>) {
+        self.dropped.extend(names);
     }
 
     /// Decodes until the next piece of data, the end of the body or the end of the input.
@@ -123,7 +131,8 @@ impl Chunked {
             line => {
                 let (field, _) = parse_field(line, 0)?;
                 let name = field.name.of(line);
-                if may_trail(name, field.id) {
+                let dropped = self.dropped.iter().any(|dropped| dropped.as_bytes().eq_ignore_ascii_case(name));
+                if may_trail(name, field.id) && !dropped {
                     write_field(&mut self.trailers, name, field.value.of(line));
                 }
             }

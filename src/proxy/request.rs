@@ -309,7 +309,8 @@ fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) 
         close: mode != ConnectionMode::KeepAlive,
     };
     rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
-    Pump::new(out, Transcoder::new(head.body, head.body), &mut client.input).map_err(|broken| match broken {
+    let transcoder = Transcoder::new(head.body, head.body).edited(&config.request_headers);
+    Pump::new(out, transcoder, &mut client.input).map_err(|broken| match broken {
         Broken::Framing(refusal) => Failure::Refused(refusal),
         Broken::Sender | Broken::Receiver => Failure::ClientAborted,
     })
@@ -368,7 +369,7 @@ async fn exchange(
         ResponseRewrite { edits: &site.config().response_headers, persistence: plan.persistence, body: plan.body };
     rebuild_response(&mut out, &exchange.server.input, &response, &client.response_fields, &rewrite);
     exchange.server.input.drain(..response.len);
-    let transcoder = Transcoder::new(response.body, plan.body);
+    let transcoder = Transcoder::new(response.body, plan.body).edited(&site.config().response_headers);
     let mut pump = Pump::new(out, transcoder, &mut exchange.server.input).map_err(broken_response)?;
     // Only now: a body that is broken from its first byte can still be answered otherwise.
     tally.status = response.status;

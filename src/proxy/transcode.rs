@@ -1,6 +1,7 @@
 //! A body from one framing into another, chunk by chunk: bytes in, bytes out.
 //! Driven by `pump`. Never does I/O.
 
+use crate::config::HeaderEdits;
 use crate::http::{Body, Chunked, Refusal, write_chunk_header, write_last_chunk};
 
 /// Where a body ends on the side that sends it.
@@ -35,6 +36,15 @@ impl Transcoder {
             Body::UntilClose => Source::UntilClose,
         };
         Self { source, chunked_out: to == Body::Chunked }
+    }
+
+    /// Keeps fields that are edited in the header out of the trailers as well.
+    pub fn edited(mut self, edits: &HeaderEdits) -> Self {
+        if let Source::Chunked(decoder) = &mut self.source {
+            let replaced = edits.set.iter().map(|(name, _)| name);
+            decoder.drop_trailers(edits.del.iter().chain(replaced).cloned());
+        }
+        self
     }
 
     /// Whether the whole body has been consumed.
