@@ -27,6 +27,8 @@ use crate::stats::{Counter, Gauge};
 const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that the TLS library may hold back, one record.
 const TLS_BUFFER: usize = 16 * 1024;
+/// More time than any offer takes.
+const OFFER: Duration = Duration::from_secs(60);
 /// Bytes of a request head that may travel to another worker.
 const MOST_UNREAD: usize = 64 * 1024;
 /// Buffers above this size are given back between requests.
@@ -218,9 +220,11 @@ impl Client {
         self.thread.draining.get() && !self.may_leave()
     }
 
-    /// Offers the connection to the next worker; false when nobody took it.
-    async fn leave(&self) -> bool {
-        let Some(departure) = self.thread.departure.get() else { return false };
+    /// Offers the connection to the next worker; false when nobody took it, or when this worker has to end
+    /// before it knows: then the client is told by an end of its own, whoever else holds the descriptor.
+    async fn leave(&mut self) -> bool {
+        let thread = Rc::clone(&self.thread);
+        let Some(departure) = thread.departure.get() else { return false };
         let moving = MovingClient {
             frontend: self.site.config().name.clone(),
             unread: self.input.clone(),
@@ -228,7 +232,18 @@ impl Client {
             waited: self.began.1.elapsed(),
             left: self.timer.left(),
         };
-        departure.offer(moving, self.stream.socket()).await
+        self.left = Some(moving.left);
+        let mut offer = pin!(departure.offer(moving, self.stream.socket()));
+        let timer = &self.timer;
+        poll_fn(|cx| {
+            // Its own time-out stands still meanwhile.
+            timer.set(OFFER);
+            match timer.poll(cx) {
+                Some(_stopped) => Poll::Ready(false),
+                None => offer.as_mut().poll(cx),
+            }
+        })
+        .await
     }
 
     /// Between requests a connection owns as little memory as it can.

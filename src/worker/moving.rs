@@ -14,7 +14,7 @@ use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS};
 use crate::proxy::Leaving;
 
 /// How long the successor may take for one batch.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of request heads in one batch; base64 and the rest of a message come on top.
 const MOST_UNREAD: usize = 64 * 1024;
 
