@@ -126,6 +126,8 @@ fn every_request_and_byte_is_counted_once() {
     }
     assert_eq!(get(site.address(), "/missing").status(), 404);
     sent += "GET /missing HTTP/1.1\r\nHost: test\r\n\r\n".len() as u64;
+    // An answer is counted when it has been sent, by the thread that sent it: all have to be waited for.
+    await_number(&page, "hrsp_2xx", 12);
     let front = await_number(&page, "hrsp_4xx", 1);
     assert_eq!((number(&front, "stot"), number(&front, "req_tot")), (4, 13));
     assert_eq!((number(&front, "hrsp_2xx"), number(&front, "hrsp_4xx"), number(&front, "hrsp_5xx")), (12, 1, 0));
