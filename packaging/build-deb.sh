@@ -39,9 +39,12 @@ find_zig() {
 
 # Symbols of a later glibc than promised, one a line.
 too_new() {
-    objdump -T "$1" | grep -oE 'GLIBC_[0-9.]+ +[^ ]+$' | while read -r version symbol; do
-        [[ $(printf '%s\n' "${version#GLIBC_}" "$GLIBC" | sort -V | tail -n 1) == "$GLIBC" ]] || echo "$symbol $version"
-    done
+    local symbols version symbol
+    symbols=$(objdump -T "$1" | sed -nE 's/.*GLIBC_([0-9.]+)\)? +([^ ]+)$/\1 \2/p')
+    [[ -n $symbols ]] || die "$1 names no symbol of glibc: is it what was built?"
+    while read -r version symbol; do
+        [[ $(printf '%s\n' "$version" "$GLIBC" | sort -V | tail -n 1) == "$GLIBC" ]] || echo "$symbol GLIBC_$version"
+    done <<<"$symbols"
 }
 
 architecture=${1:-$(dpkg --print-architecture)}
