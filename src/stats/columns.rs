@@ -3,6 +3,7 @@
 
 use super::counters::Counter as C;
 use super::snapshot::{Kind, Row};
+use crate::config::Mode;
 
 /// Static columns of HAProxy 2.6.12, before the `-` that ends them.
 #[rustfmt::skip]
@@ -37,7 +38,10 @@ pub(super) fn cell(row: &Row, column: &str) -> Cell {
         "svname" => Cell::Text(row.service.clone()),
         "status" => Cell::Text(row.status().to_owned()),
         "addr" => row.address.clone().map_or(Cell::Empty, Cell::Text),
-        "mode" => Cell::Text("http".to_owned()),
+        "mode" => Cell::Text(if row.mode == Mode::Tcp { "tcp" } else { "http" }.to_owned()),
+        // As in HAProxy: where no request is understood none is counted.
+        "req_tot" if row.mode == Mode::Tcp => Cell::Empty,
+        _ if row.mode == Mode::Tcp && column.starts_with("hrsp_") => Cell::Empty,
         "algo" if row.kind == Kind::Backend => Cell::Text("roundrobin".to_owned()),
         _ => number(row, column).map_or(Cell::Empty, Cell::Number),
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::counters::{Counter, Gauge, Slot};
 use super::memory::Memory;
-use crate::config::Bundle;
+use crate::config::{Bundle, Mode};
 use crate::handoff::messages::Slots;
 
 /// What a row is about; the numbers are HAProxy's `type` column.
@@ -28,6 +28,8 @@ pub struct Row {
     pub service: String,
     /// What the row is about.
     pub kind: Kind,
+    /// Whether requests are understood there.
+    pub mode: Mode,
     /// Number of the proxy, unique among frontends and backends, from 1.
     pub proxy_id: usize,
     /// Number of the server in its backend from 1, 0 for the others.
@@ -86,7 +88,7 @@ impl Snapshot {
         let mut rows = Vec::new();
         for (index, frontend) in bundle.frontends.iter().enumerate() {
             let mut row = reader.row((&frontend.name, "FRONTEND"), Kind::Frontend, slots.frontends.get(index));
-            row.proxy_id = index + 1;
+            (row.proxy_id, row.mode) = (index + 1, frontend.mode);
             row.limit = frontend.maxconn.or(bundle.global.maxconn);
             rows.push(row);
         }
@@ -96,11 +98,13 @@ impl Snapshot {
                 let slot = slots.servers.get(index).and_then(|servers| servers.get(place));
                 let mut row = reader.row((&backend.name, &server.name), Kind::Server, slot);
                 (row.proxy_id, row.server_id, row.active) = (proxy_id, place + 1, 1);
+                row.mode = backend.mode;
                 row.address = Some(server.address.to_string());
                 rows.push(row);
             }
             let mut row = reader.row((&backend.name, "BACKEND"), Kind::Backend, slots.backends.get(index));
             (row.proxy_id, row.active) = (proxy_id, backend.servers.len());
+            row.mode = backend.mode;
             rows.push(row);
         }
         Self { rows, uptime }
@@ -124,6 +128,7 @@ impl Reader<'_> {
             proxy: proxy.to_owned(),
             service: service.to_owned(),
             kind,
+            mode: Mode::Http,
             proxy_id: 0,
             server_id: 0,
             active: 0,
