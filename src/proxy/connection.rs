@@ -80,6 +80,8 @@ pub enum Next {
     Close,
     /// An orderly close although the client may still be sending: what it sends is taken in for a while.
     Linger,
+    /// Nothing: a tunnel has ended, and both sides with it.
+    Gone,
     /// A reset, so that the client cannot take what it has for the whole.
     Abort,
 }
@@ -157,6 +159,7 @@ async fn run(mut client: Client) {
             },
             Next::Close => return client.close(false).await,
             Next::Linger => return client.close(true).await,
+            Next::Gone => return,
             Next::Abort => {
                 // Best effort: without it the client sees an end where there was a break.
                 let _ = client.stream.socket().set_zero_linger();

@@ -12,14 +12,15 @@ use super::exchange::Exchange;
 use super::io::poll_read_with;
 use super::pump::{Broken, Pump};
 use super::respond::applies;
+use super::session;
 use super::tally::Tally;
 use super::timer::Alarm;
 use super::transcode::Transcoder;
-use super::{Failure, Side};
+use super::{Failure, Side, Site};
 use crate::config::{Action, ConnectionMode, HeaderEdits};
 use crate::http::{
-    Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Version, parse_request,
-    rebuild_request, rebuild_response,
+    Body, Field, Method, Persistence, Refusal, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Span,
+    Version, is_switch_between, parse_request, rebuild_request, rebuild_response,
 };
 use crate::stats::Counter;
 use crate::upstream::{Attempt, Backend, ConnectError, Connection, next_server};
@@ -40,6 +41,8 @@ pub async fn serve_one(client: &mut Client) -> Next {
     };
     let mut tally = Tally::new(client, Some(&head));
     match process(client, &head, &mut tally).await {
+        // A tunnel has closed its account itself.
+        Ok(Next::Gone) => Next::Gone,
         Ok(next) => {
             tally.finish(client, *b"--");
             next
@@ -235,6 +238,10 @@ async fn forward(
                 client.out = request.into_buffer();
             }
             Err(failure) => return Err(failure),
+            Ok(Done { next: Next::Gone, .. }) => {
+                session::through(client, backend, connection, tally).await;
+                return Ok(Next::Gone);
+            }
             Ok(Done { next, reusable }) => {
                 if reusable && mode == ConnectionMode::KeepAlive && connection.input.is_empty() {
                     match client.thread.departure.get() {
@@ -342,23 +349,26 @@ async fn exchange(
         request_open: true,
     };
     let response = loop {
-        let response = exchange.response(request, head.method, &mut client.response_fields).await;
+        let response = exchange.response(request, head.into(), &mut client.response_fields).await;
         tally.bytes_in = tally.head_in + request.bytes_in;
         let response = response?;
         if response.status >= 200 {
             break response;
         }
-        let mut interim = Vec::new();
-        if head.version == Version::Http11 {
-            let rewrite = ResponseRewrite {
-                edits: &HeaderEdits::default(),
-                persistence: Persistence::KeepAliveImplicit,
-                body: Body::None,
-            };
-            rebuild_response(&mut interim, &exchange.server.input, &response, &client.response_fields, &rewrite);
+        if let Some(protocol) = response.upgrade {
+            check_switch(&exchange, (head, &client.head), protocol)?;
         }
+        let interim = interim_head(&exchange, (head, &response), &client.response_fields, &site);
         exchange.server.input.drain(..response.len);
+        let switched = response.upgrade.is_some();
+        if switched {
+            tally.status = response.status;
+            tally.response_ms = millis(sent_at);
+        }
         tally.bytes_out += exchange.interim(&interim).await?;
+        if switched {
+            return Ok(Done { next: Next::Gone, reusable: false });
+        }
     };
     tally.response_ms = millis(sent_at);
     let mode = backend.config().connection_mode.max(site.config().connection_mode);
@@ -385,6 +395,31 @@ async fn exchange(
     };
     let reusable = response.keep_alive && response.body != Body::UntilClose && request_done;
     Ok(Done { next, reusable })
+}
+
+/// A 1xx as the client gets it: an old one gets none. A 101 is the last word, and edited as such.
+fn interim_head(
+    exchange: &Exchange<'_>,
+    (head, response): (&RequestHead, &ResponseHead),
+    fields: &[Field],
+    site: &Site,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    if head.version == Version::Http11 {
+        let edits = if response.upgrade.is_some() { &site.config().response_headers } else { &HeaderEdits::default() };
+        let rewrite = ResponseRewrite { edits, persistence: Persistence::KeepAliveImplicit, body: Body::None };
+        rebuild_response(&mut out, &exchange.server.input, response, fields, &rewrite);
+    }
+    out
+}
+
+/// A server switches to what it was asked for, once it has the whole request.
+fn check_switch(exchange: &Exchange<'_>, (head, buf): (&RequestHead, &[u8]), protocol: Span) -> Result<(), Failure> {
+    let asked = head.upgrade.map_or(&b""[..], |asked| asked.of(buf));
+    if exchange.request_open || !is_switch_between(asked, protocol.of(&exchange.server.input)) {
+        return Err(Failure::BadResponse(Refusal::SwitchedProtocols));
+    }
+    Ok(())
 }
 
 fn broken_response(broken: Broken) -> Failure {
