@@ -49,7 +49,13 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
         backends: vec![config::Backend {
             name: "www-backend".into(),
             balance: config::Balance::RoundRobin,
-            servers: vec![config::Server { name: "mypool1".into(), address: "127.0.0.1:9000".parse().unwrap() }],
+            check: None,
+            servers: vec![config::Server {
+                name: "mypool1".into(),
+                address: "127.0.0.1:9000".parse().unwrap(),
+                weight: 1,
+                backup: false,
+            }],
             retries: 3,
             redispatch: true,
             connection_mode: mode,
