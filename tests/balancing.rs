@@ -101,7 +101,7 @@ fn leastconn_avoids_the_server_that_is_busy_in_whatever_generation() {
             assert_eq!(Client::connect(site.address()).get("/").text(), "free");
         }
     }
-    held.each_ref().map(|_| gate.release());
+    held.iter().for_each(|_| gate.release());
     for client in &mut held {
         assert!(client.response().unwrap().complete);
     }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
-use super::{Backend, Balance, Server};
+use super::{Backend, Balance, Mode, Server};
 
 const BALANCES: [Balance; 4] = [Balance::RoundRobin, Balance::LeastConn, Balance::Random, Balance::Source];
 
@@ -19,12 +19,16 @@ pub(super) fn backend(
     check: &dyn Fn(&str) -> Result<(), String>,
 ) -> Backend {
     let settings = defaults.with(&mut section, Half::Backend, check);
+    if settings.mode == Mode::Tcp {
+        section.refuse(&["connection-mode"], "means nothing where no request is understood", "leave it out");
+    }
     let balance =
         section.choice("balance", &BALANCES.map(|balance| (balance.word(), balance))).unwrap_or(Balance::RoundRobin);
     let servers = servers(&mut section);
     section.finish();
     Backend {
         name: name.text.clone(),
+        mode: settings.mode,
         balance,
         check: None,
         servers,
@@ -33,6 +37,7 @@ pub(super) fn backend(
         connection_mode: settings.connection_mode,
         connect_timeout: settings.connect,
         server_timeout: settings.server,
+        tunnel_timeout: settings.tunnel,
     }
 }
 

@@ -210,6 +210,9 @@ pub struct Bind {
 pub struct Frontend {
     /// Name.
     pub name: String,
+    /// What is understood of what passes.
+    #[serde(default)]
+    pub mode: Mode,
     /// Listening addresses.
     pub binds: Vec<Bind>,
     /// Index of its backend in `Bundle::backends`; `None` when every request is redirected.
@@ -238,6 +241,17 @@ pub struct Frontend {
     pub limit: Limits,
     /// Raw responses by status.
     pub error_pages: Vec<ErrorPage>,
+}
+
+/// What is understood of what passes; a frontend and its backends agree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Requests and responses.
+    #[default]
+    Http,
+    /// Bytes both ways.
+    Tcp,
 }
 
 /// Client-side timeouts.
@@ -382,6 +396,9 @@ pub enum KeyFormat {
 pub struct Backend {
     /// Name.
     pub name: String,
+    /// What is understood of what passes.
+    #[serde(default)]
+    pub mode: Mode,
     /// How a server is chosen.
     pub balance: Balance,
     /// How servers are checked; `None` when they are not.
@@ -398,6 +415,13 @@ pub struct Backend {
     pub connect_timeout: Duration,
     /// Inactivity of the server.
     pub server_timeout: Duration,
+    /// Inactivity of a tunnel through which data has flown both ways.
+    #[serde(default = "tunnel_timeout")]
+    pub tunnel_timeout: Duration,
+}
+
+pub(super) fn tunnel_timeout() -> Duration {
+    Duration::from_secs(3600)
 }
 
 /// Balancing algorithms.

@@ -15,9 +15,10 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 use super::io::{ClientStream, poll_read_with};
-use super::request;
 use super::timer::Timer;
 use super::{Site, Thread};
+use super::{request, session};
+use crate::config::Mode;
 use crate::handoff::messages::MovingClient;
 use crate::http::Field;
 use crate::stats::{Counter, Gauge};
@@ -117,10 +118,17 @@ impl Drop for Presence {
 pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: SocketAddr) {
     let _presence = Presence::new(&thread, &site);
     let began = (SystemTime::now(), Instant::now());
-    let timer = thread.timers.register(site.config().timeout.http_request);
+    let config = site.config();
+    let timer = thread.timers.register(match config.mode {
+        Mode::Http => config.timeout.http_request,
+        Mode::Tcp => config.timeout.client,
+    });
     let Some(stream) = establish(&site, socket, &timer).await else { return };
-    if let Some(client) = Client::new(stream, timer, peer, (thread, site)) {
-        run(Client { began, ..client }).await;
+    let Some(client) = Client::new(stream, timer, peer, (thread, Rc::clone(&site))) else { return };
+    let mut client = Client { began, ..client };
+    match site.config().mode {
+        Mode::Http => run(client).await,
+        Mode::Tcp => session::serve(&mut client).await,
     }
 }
 

@@ -250,7 +250,7 @@ async fn forward(
 }
 
 /// A connection to the chosen server, or to the one that redispatching chooses.
-async fn obtain(
+pub(super) async fn obtain(
     backend: &Rc<Backend>,
     server: &mut usize,
     fresh_only: bool,

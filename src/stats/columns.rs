@@ -4,6 +4,7 @@
 use super::counters::Counter as C;
 use super::snapshot::{Kind, Row};
 use super::standing::CheckStatus;
+use crate::config::Mode;
 
 /// Static columns of HAProxy 2.6.12, before the `-` that ends them.
 #[rustfmt::skip]
@@ -38,7 +39,10 @@ pub(super) fn cell(row: &Row, column: &str) -> Cell {
         "svname" => Cell::Text(row.service.clone()),
         "status" => Cell::Text(row.status().into_owned()),
         "addr" => row.address.clone().map_or(Cell::Empty, Cell::Text),
-        "mode" => Cell::Text("http".to_owned()),
+        "mode" => Cell::Text(if row.mode == Mode::Tcp { "tcp" } else { "http" }.to_owned()),
+        // As in HAProxy: where no request is understood none is counted.
+        "req_tot" if row.mode == Mode::Tcp => Cell::Empty,
+        _ if row.mode == Mode::Tcp && column.starts_with("hrsp_") => Cell::Empty,
         "algo" => row.balance.map_or(Cell::Empty, |balance| Cell::Text(balance.word().to_owned())),
         "check_status" | "check_desc" | "last_chk" if row.check.is_some() => check_text(row, column),
         _ => number(row, column).map_or(Cell::Empty, Cell::Number),

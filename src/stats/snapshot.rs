@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::counters::{Counter, Gauge, Slot};
 use super::memory::Memory;
 use super::standing::{Admin, Standing};
-use crate::config::{self, Bundle};
+use crate::config::{self, Bundle, Mode};
 use crate::handoff::messages::Slots;
 
 /// What a row is about; the numbers are HAProxy's `type` column.
@@ -30,6 +30,8 @@ pub struct Row {
     pub service: String,
     /// What the row is about.
     pub kind: Kind,
+    /// Whether requests are understood there.
+    pub mode: Mode,
     /// Number of the proxy, unique among frontends and backends, from 1.
     pub proxy_id: usize,
     /// Number of the server in its backend from 1, 0 for the others.
@@ -141,7 +143,7 @@ impl Snapshot {
         let mut rows = Vec::new();
         for (index, frontend) in bundle.frontends.iter().enumerate() {
             let mut row = reader.row((&frontend.name, "FRONTEND"), Kind::Frontend, slots.frontends.get(index));
-            row.proxy_id = index + 1;
+            (row.proxy_id, row.mode) = (index + 1, frontend.mode);
             row.limit = frontend.maxconn.or(bundle.global.maxconn);
             rows.push(row);
         }
@@ -152,6 +154,7 @@ impl Snapshot {
                 let slot = slots.servers.get(index).and_then(|servers| servers.get(place));
                 let mut row = reader.row((&backend.name, &server.name), Kind::Server, slot);
                 (row.proxy_id, row.server_id) = (proxy_id, place + 1);
+                row.mode = backend.mode;
                 row.address = Some(server.address.to_string());
                 row.describe(backend, server);
                 rows.push(row);
@@ -159,6 +162,7 @@ impl Snapshot {
             let mut row = reader.row((&backend.name, "BACKEND"), Kind::Backend, slots.backends.get(index));
             (row.proxy_id, row.balance) = (proxy_id, Some(backend.balance));
             row.sum(&rows[first..]);
+            row.mode = backend.mode;
             rows.push(row);
         }
         Self { rows, uptime }
@@ -203,6 +207,7 @@ impl Reader<'_> {
             proxy: proxy.to_owned(),
             service: service.to_owned(),
             kind,
+            mode: Mode::Http,
             proxy_id: 0,
             server_id: 0,
             active: 0,

@@ -30,6 +30,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             refresh: Some(Duration::from_secs(20)),
         }),
         frontends: vec![config::Frontend {
+            mode: config::Mode::Http,
             name: frontend.into(),
             binds: Vec::new(),
             backend: Some(0),
@@ -47,6 +48,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             error_pages: Vec::new(),
         }],
         backends: vec![config::Backend {
+            mode: config::Mode::Http,
             name: "www-backend".into(),
             balance: config::Balance::RoundRobin,
             check: None,
@@ -61,6 +63,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             connection_mode: mode,
             connect_timeout: second,
             server_timeout: second,
+            tunnel_timeout: second,
         }],
     }
 }
