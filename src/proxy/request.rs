@@ -23,7 +23,7 @@ use crate::http::{
     Version, is_switch_between, parse_request, rebuild_request, rebuild_response,
 };
 use crate::stats::Counter;
-use crate::upstream::{Attempt, Backend, ConnectError, Connection, next_server};
+use crate::upstream::{Attempt, Backend, ConnectError, Connection};
 
 /// Longest wait before the same server is tried again (HAProxy: min of `timeout connect` and 1 s).
 const TURN_AROUND: Duration = Duration::from_secs(1);
@@ -224,7 +224,7 @@ async fn forward(
 ) -> Result<Next, Failure> {
     let mode = backend.config().connection_mode.max(client.site.config().connection_mode);
     let repeatable = head.method.is_idempotent() && head.body == Body::None;
-    let mut server = backend.select().ok_or(Failure::NoServer)?;
+    let mut server = backend.select(client.peer.ip()).ok_or(Failure::NoServer)?;
     let mut fresh_only = mode != ConnectionMode::KeepAlive;
     loop {
         let mut connection = obtain(backend, &mut server, fresh_only, !repeatable, tally).await?;
@@ -281,8 +281,7 @@ pub(super) async fn obtain(
             Err(error) => error,
         };
         failed += 1;
-        let config = backend.config();
-        match next_server(*server, config.servers.len(), failed, config.retries, config.redispatch) {
+        match backend.after_failure(*server, failed) {
             Attempt::GiveUp => {
                 backend.servers[*server].slot.add(Counter::ConnectErrors, 1);
                 backend.slot.add(Counter::ConnectErrors, 1);
@@ -298,7 +297,7 @@ pub(super) async fn obtain(
             Attempt::Again => {
                 tally.retry(backend, *server, false);
                 // A wait on purpose: the server may be restarting.
-                tokio::time::sleep(TURN_AROUND.min(config.connect_timeout)).await;
+                tokio::time::sleep(TURN_AROUND.min(backend.config().connect_timeout)).await;
             }
         }
     }

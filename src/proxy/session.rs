@@ -19,7 +19,7 @@ pub async fn serve(client: &mut Client) {
         return refuse(client, &mut tally, &Failure::NoServer);
     };
     tally.enter_backend(&backend);
-    let Some(mut server) = backend.select() else {
+    let Some(mut server) = backend.select(client.peer.ip()) else {
         return refuse(client, &mut tally, &Failure::NoServer);
     };
     match obtain(&backend, &mut server, true, false, &mut tally).await {
