@@ -239,6 +239,7 @@ async fn forward(
             }
             Err(failure) => return Err(failure),
             Ok(Done { next: Next::Gone, .. }) => {
+                drop(request);
                 session::through(client, backend, connection, tally).await;
                 return Ok(Next::Gone);
             }

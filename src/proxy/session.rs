@@ -30,6 +30,9 @@ pub async fn serve(client: &mut Client) {
 
 /// Moves bytes both ways until the end, which is accounted for.
 pub async fn through(client: &mut Client, backend: &Rc<Backend>, connection: Connection, tally: &mut Tally) {
+    // A tunnel may last: it keeps nothing of the request it began with.
+    (client.head, client.out) = (Vec::new(), Vec::new());
+    (client.fields, client.response_fields) = (Vec::new(), Vec::new());
     let up = Flow::new(std::mem::take(&mut client.input), false);
     let down = Flow::new(connection.input, false);
     let mut tunnel = Tunnel::new(up, down, tally.is_upgraded(), patience(client, backend));
