@@ -5,7 +5,12 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
-use super::{Backend, Balance, Server};
+use super::{Backend, Balance, Mode, Server};
+
+const BALANCES: [Balance; 4] = [Balance::RoundRobin, Balance::LeastConn, Balance::Random, Balance::Source];
+
+/// A server's share where it says nothing, as in HAProxy.
+const WEIGHT: u16 = 1;
 
 pub(super) fn backend(
     name: &Text,
@@ -14,18 +19,25 @@ pub(super) fn backend(
     check: &dyn Fn(&str) -> Result<(), String>,
 ) -> Backend {
     let settings = defaults.with(&mut section, Half::Backend, check);
-    let balance = section.choice("balance", &[("roundrobin", Balance::RoundRobin)]).unwrap_or(Balance::RoundRobin);
+    if settings.mode == Mode::Tcp {
+        section.refuse(&["connection-mode"], "means nothing where no request is understood", "leave it out");
+    }
+    let balance =
+        section.choice("balance", &BALANCES.map(|balance| (balance.word(), balance))).unwrap_or(Balance::RoundRobin);
     let servers = servers(&mut section);
     section.finish();
     Backend {
         name: name.text.clone(),
+        mode: settings.mode,
         balance,
+        check: None,
         servers,
         retries: settings.retries,
         redispatch: settings.redispatch,
         connection_mode: settings.connection_mode,
         connect_timeout: settings.connect,
         server_timeout: settings.server,
+        tunnel_timeout: settings.tunnel,
     }
 }
 
@@ -38,18 +50,20 @@ fn servers(section: &mut Section<'_>) -> Vec<Server> {
             let fix = "write { name = \"s1\", address = \"127.0.0.1:9000\" }";
             table.report.error(table.span.clone(), "a server needs a name and an address", fix);
         }
+        let weight = table.integer("weight", 0..=256).and_then(|weight| u16::try_from(weight).ok()).unwrap_or(WEIGHT);
+        let backup = table.boolean("backup").unwrap_or(false);
         if let Some(name) = &name {
             once(name, &mut names, &table);
         }
         if let (Some(name), Some(address)) = (name, address.and_then(|text| resolve(&text, &table))) {
-            servers.push(Server { name: name.text, address });
+            servers.push(Server { name: name.text, address, weight, backup });
         }
         table.finish();
     }
     for (index, text) in section.texts("servers").into_iter().enumerate() {
         let name = format!("s{}", index + 1);
         once(&Text { text: name.clone(), span: text.span.clone() }, &mut names, section);
-        servers.extend(resolve(&text, section).map(|address| Server { name, address }));
+        servers.extend(resolve(&text, section).map(|address| Server { name, address, weight: WEIGHT, backup: false }));
     }
     if section.value("server").is_none() && section.value("servers").is_none() {
         let message = format!("{} has no server", section.name);

@@ -210,6 +210,9 @@ pub struct Bind {
 pub struct Frontend {
     /// Name.
     pub name: String,
+    /// What is understood of what passes.
+    #[serde(default)]
+    pub mode: Mode,
     /// Listening addresses.
     pub binds: Vec<Bind>,
     /// Index of its backend in `Bundle::backends`; `None` when every request is redirected.
@@ -238,6 +241,17 @@ pub struct Frontend {
     pub limit: Limits,
     /// Raw responses by status.
     pub error_pages: Vec<ErrorPage>,
+}
+
+/// What is understood of what passes; a frontend and its backends agree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Requests and responses.
+    #[default]
+    Http,
+    /// Bytes both ways.
+    Tcp,
 }
 
 /// Client-side timeouts.
@@ -382,8 +396,13 @@ pub enum KeyFormat {
 pub struct Backend {
     /// Name.
     pub name: String,
+    /// What is understood of what passes.
+    #[serde(default)]
+    pub mode: Mode,
     /// How a server is chosen.
     pub balance: Balance,
+    /// How servers are checked; `None` when they are not.
+    pub check: Option<Check>,
     /// Servers in file order.
     pub servers: Vec<Server>,
     /// Connection attempts after the first.
@@ -396,14 +415,78 @@ pub struct Backend {
     pub connect_timeout: Duration,
     /// Inactivity of the server.
     pub server_timeout: Duration,
+    /// Inactivity of a tunnel through which data has flown both ways.
+    #[serde(default = "tunnel_timeout")]
+    pub tunnel_timeout: Duration,
+}
+
+pub(super) fn tunnel_timeout() -> Duration {
+    Duration::from_secs(3600)
 }
 
 /// Balancing algorithms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Balance {
-    /// One global order over all threads.
+    /// One global order over all threads, every server as often as its weight.
     RoundRobin,
+    /// The server with the fewest sessions for its weight.
+    LeastConn,
+    /// The less loaded of two servers drawn by weight.
+    Random,
+    /// The same server for the same client address.
+    Source,
+}
+
+impl Balance {
+    /// Its name in the configuration and in statistics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "roundrobin",
+            Self::LeastConn => "leastconn",
+            Self::Random => "random",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// `[backend.NAME.check]`: how servers are checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What is asked once connected; `None` when a connection is enough.
+    pub http: Option<HttpCheck>,
+    /// Time between two checks of a server.
+    pub interval: Duration,
+    /// The same while its state is changing.
+    pub fast: Duration,
+    /// Failures in a row that take it down.
+    pub fall: u16,
+    /// Successes in a row that bring it up.
+    pub rise: u16,
+    /// A check that takes longer has failed.
+    pub timeout: Duration,
+}
+
+impl Check {
+    /// The level of a server that is surely up.
+    #[must_use]
+    pub fn full(&self) -> u16 {
+        self.rise + self.fall - 1
+    }
+}
+
+/// An HTTP check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpCheck {
+    /// Request target.
+    pub path: String,
+    /// `Host`; the server's address when absent.
+    pub host: Option<String>,
+    /// Statuses that pass, as ranges with both ends.
+    pub statuses: Vec<(u16, u16)>,
+    /// What the body has to contain.
+    pub body: Option<String>,
 }
 
 /// One server of a backend.
@@ -413,4 +496,8 @@ pub struct Server {
     pub name: String,
     /// Address, resolved when the configuration was loaded.
     pub address: SocketAddr,
+    /// Its share of requests among the servers, 0 to 256; 0 takes none.
+    pub weight: u16,
+    /// Takes requests only while no other server does.
+    pub backup: bool,
 }

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use super::bundle::tunnel_timeout;
 use super::process::access_format;
 use super::section::Section;
-use super::{ClientTimeouts, ConnectionMode, ErrorPage, Limits};
+use super::{ClientTimeouts, ConnectionMode, ErrorPage, Limits, Mode};
 
 /// Statuses that can have a page.
 const STATUSES: [&str; 19] = [
@@ -16,6 +17,7 @@ const STATUSES: [&str; 19] = [
 /// Every setting with a default.
 #[derive(Clone)]
 pub(super) struct Settings {
+    pub(super) mode: Mode,
     pub(super) retries: u32,
     pub(super) redispatch: bool,
     pub(super) connection_mode: ConnectionMode,
@@ -24,6 +26,7 @@ pub(super) struct Settings {
     pub(super) access_format: String,
     pub(super) connect: Duration,
     pub(super) server: Duration,
+    pub(super) tunnel: Duration,
     pub(super) client: ClientTimeouts,
     pub(super) limit: Limits,
     pub(super) error_pages: Vec<ErrorPage>,
@@ -32,6 +35,7 @@ pub(super) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            mode: Mode::Http,
             retries: 3,
             redispatch: true,
             connection_mode: ConnectionMode::KeepAlive,
@@ -40,6 +44,7 @@ impl Default for Settings {
             access_format: String::from("httplog"),
             connect: Duration::from_secs(5),
             server: Duration::from_secs(50),
+            tunnel: tunnel_timeout(),
             client: ClientTimeouts {
                 client: Duration::from_secs(50),
                 http_request: Duration::from_secs(10),
@@ -68,7 +73,7 @@ impl Settings {
         check: &dyn Fn(&str) -> Result<(), String>,
     ) -> Self {
         let mut new = self.clone();
-        section.choice("mode", &[("http", ())]);
+        set(&mut new.mode, section.choice("mode", &[("http", Mode::Http), ("tcp", Mode::Tcp)]));
         let modes = [
             ("keep-alive", ConnectionMode::KeepAlive),
             ("server-close", ConnectionMode::ServerClose),
@@ -82,10 +87,14 @@ impl Settings {
             if let Some(timeout) = &mut timeout {
                 set(&mut new.connect, timeout.duration("connect"));
                 set(&mut new.server, timeout.duration("server"));
+                set(&mut new.tunnel, timeout.duration("tunnel"));
             }
         }
         if half != Half::Backend {
             new.read_client_side(section, timeout.as_mut(), check);
+            if new.mode == Mode::Http || half == Half::Both {
+                new.read_requests(section, timeout.as_mut());
+            }
         }
         if let Some(timeout) = timeout {
             timeout.finish();
@@ -99,11 +108,17 @@ impl Settings {
         timeout: Option<&mut Section<'_>>,
         check: &dyn Fn(&str) -> Result<(), String>,
     ) {
-        set(&mut self.forwarded_for, section.boolean("forwarded-for"));
         set(&mut self.log_empty, section.boolean("log-empty"));
         set(&mut self.access_format, access_format(section, check));
         if let Some(timeout) = timeout {
             set(&mut self.client.client, timeout.duration("client"));
+        }
+    }
+
+    /// What means something only where requests are understood.
+    fn read_requests(&mut self, section: &mut Section<'_>, timeout: Option<&mut Section<'_>>) {
+        set(&mut self.forwarded_for, section.boolean("forwarded-for"));
+        if let Some(timeout) = timeout {
             set(&mut self.client.http_request, timeout.duration("http-request"));
             set(&mut self.client.http_keep_alive, timeout.duration("http-keep-alive"));
         }

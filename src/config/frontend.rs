@@ -10,7 +10,7 @@ use super::defaults::{Half, Settings};
 use super::listen::binds;
 use super::report::suggestion;
 use super::section::{Section, Text, as_section, as_text};
-use super::{Action, Certificate, Frontend, HeaderEdits, Redirect, Rule, TlsServer, certificates};
+use super::{Action, Certificate, Frontend, HeaderEdits, Mode, Redirect, Rule, TlsServer, certificates};
 
 /// Fields that belong to a connection or to framing: editing them would break messages.
 const PROTECTED: [&str; 9] = [
@@ -29,18 +29,23 @@ const PROTECTED: [&str; 9] = [
 pub(super) struct Surroundings<'a> {
     pub(super) settings: &'a Settings,
     pub(super) tls: &'a TlsDefaults,
-    pub(super) backends: &'a [String],
+    /// Names and modes of all backends.
+    pub(super) backends: &'a [(String, Mode)],
     pub(super) check: &'a dyn Fn(&str) -> Result<(), String>,
 }
 
 pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundings<'_>) -> Frontend {
-    let settings = around.settings.with(&mut section, Half::Frontend, around.check);
+    let mut settings = around.settings.with(&mut section, Half::Frontend, around.check);
+    if settings.mode == Mode::Tcp {
+        suit_tcp(&mut section, &mut settings);
+    }
     let binds = binds(&mut section);
     let rules: Vec<_> = section.tables("rule").into_iter().filter_map(rule).collect();
     let frontend = Frontend {
         name: name.text.clone(),
+        mode: settings.mode,
         binds,
-        backend: backend(&mut section, around.backends, &rules),
+        backend: backend(&mut section, (settings.mode, around.backends), &rules),
         maxconn: section.integer("maxconn", 1..=10_000_000),
         tls: section.table("tls").map(|tls| tls_server(tls, around.tls)),
         request_headers: edits(section.table("request-headers")),
@@ -58,7 +63,31 @@ pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundi
     frontend
 }
 
-fn backend(section: &mut Section<'_>, backends: &[String], rules: &[Rule]) -> Option<usize> {
+/// Keys of a frontend that say something of requests.
+const OF_REQUESTS: [&str; 7] =
+    ["rule", "request-headers", "response-headers", "connection-mode", "forwarded-for", "limit", "error-pages"];
+
+/// Takes out of the settings what bytes alone cannot give, and refuses what asks for more.
+fn suit_tcp(section: &mut Section<'_>, settings: &mut Settings) {
+    section.refuse(
+        &OF_REQUESTS,
+        "means nothing where no request is understood",
+        "leave it out, or write mode = \"http\"",
+    );
+    let of_requests = ["httplog", "clf"].contains(&settings.access_format.as_str());
+    if section.value("access-format").is_some() {
+        if of_requests {
+            let message = format!("`{}` shows requests, and none is understood here", settings.access_format);
+            section.report.error(section.place("access-format"), message, "write \"tcplog\"");
+        }
+    } else if settings.access_format != "json" {
+        // As in HAProxy: what [defaults] says is meant for frontends that have requests.
+        settings.access_format = String::from("tcplog");
+    }
+}
+
+/// The backend that is named, which understands as much as the frontend does.
+fn backend(section: &mut Section<'_>, (mode, backends): (Mode, &[(String, Mode)]), rules: &[Rule]) -> Option<usize> {
     let Some(name) = section.text("backend") else {
         if section.value("backend").is_none() && !rules.iter().any(|rule| rule.tls.is_none()) {
             let message = format!("{} has no backend", section.name);
@@ -66,11 +95,26 @@ fn backend(section: &mut Section<'_>, backends: &[String], rules: &[Rule]) -> Op
         }
         return None;
     };
-    let found = backends.iter().position(|backend| *backend == name.text);
-    if found.is_none() {
-        let known: Vec<_> = backends.iter().map(String::as_str).collect();
-        let label = suggestion(&name.text, &known);
-        section.report.error(name.span, format!("there is no [backend.{}]", name.text), label);
+    named_backend(&name, mode, backends, section)
+}
+
+/// The place of a backend.
+fn named_backend(name: &Text, mode: Mode, backends: &[(String, Mode)], section: &Section<'_>) -> Option<usize> {
+    let found = backends.iter().position(|(backend, _)| *backend == name.text);
+    match found {
+        None => {
+            let known: Vec<_> = backends.iter().map(|(backend, _)| backend.as_str()).collect();
+            let label = suggestion(&name.text, &known);
+            section.report.error(name.span.clone(), format!("there is no [backend.{}]", name.text), label);
+        }
+        Some(place) if backends[place].1 != mode => {
+            let words = |mode| if mode == Mode::Tcp { "tcp" } else { "http" };
+            let theirs = words(backends[place].1);
+            let message =
+                format!("{} has mode \"{}\", [backend.{}] \"{theirs}\"", section.name, words(mode), name.text);
+            section.report.error(name.span.clone(), message, format!("write mode = \"{}\" in both", words(mode)));
+        }
+        Some(_) => {}
     }
     found
 }

@@ -60,9 +60,9 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     let lists = stats::users(&mut root);
     let stats = stats::stats(root.table("stats"), &lists);
     let backend_sections = root.named("backend");
-    let names: Vec<_> = backend_sections.iter().map(|(name, _)| name.text.clone()).collect();
-    let backends =
+    let backends: Vec<_> =
         backend_sections.into_iter().map(|(name, section)| backend(&name, section, &settings, check)).collect();
+    let names: Vec<_> = backends.iter().map(|backend| (backend.name.clone(), backend.mode)).collect();
     let around = Surroundings { settings: &settings, tls: &tls, backends: &names, check };
     let mut places = BTreeMap::new();
     let mut frontends = Vec::new();

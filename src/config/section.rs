@@ -53,6 +53,15 @@ impl<'a> Section<'a> {
         self.table.get(key).map_or(self.span.clone(), Spanned::span)
     }
 
+    /// These keys have no meaning here.
+    pub(super) fn refuse(&mut self, keys: &[&'static str], because: &str, instead: &str) {
+        for key in keys {
+            if self.value(key).is_some() {
+                self.report.error(self.place(key), format!("`{key}` {because}"), instead);
+            }
+        }
+    }
+
     /// Every key nobody asked for is an error.
     pub(super) fn finish(self) {
         for key in self.table.keys() {

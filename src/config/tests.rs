@@ -165,7 +165,12 @@ fn a_server_has_a_name_of_its_own_and_an_address_with_a_port() {
                 "server `s1` is defined twice",
                 "first here",
             ),
-            (&format!("server = [{good}]\nbalance = \"random\""), "`balance` cannot be `random`", "roundrobin"),
+            (&format!("server = [{good}]\nbalance = \"uri\""), "`balance` cannot be `uri`", "roundrobin"),
+            (
+                "server = { name = \"s\", address = \"127.0.0.1:1\", weight = 257 }",
+                "`weight` is out of range",
+                "write 0 to 256",
+            ),
         ],
     );
 }

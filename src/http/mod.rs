@@ -13,6 +13,7 @@ mod redirect;
 mod request;
 mod response;
 mod span;
+mod upgrade;
 
 pub use chunked::{Chunked, Decoded, write_chunk_header, write_last_chunk};
 pub use error::Refusal;
@@ -25,6 +26,7 @@ pub use redirect::redirect_location;
 pub use request::{Method, RequestHead, Version, parse_request};
 pub use response::{ResponseHead, parse_response};
 pub use span::Span;
+pub use upgrade::{Asked, is_switch_between};
 
 #[cfg(test)]
 mod tests;

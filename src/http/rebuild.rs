@@ -91,7 +91,12 @@ pub fn rebuild_request(
     }
     let trailers = |f: &Field| f.id == Name::Te && tokens(f.value.of(buf)).any(|t| t.eq_ignore_ascii_case(b"trailers"));
     let te = fields.iter().any(trailers);
+    if let Some(protocols) = head.upgrade {
+        write_field(out, b"Upgrade", protocols.of(buf));
+    }
     out.extend_from_slice(match (te, rewrite.close) {
+        (true, _) if head.upgrade.is_some() => b"TE: trailers\r\nConnection: Upgrade, TE\r\n",
+        (false, _) if head.upgrade.is_some() => b"Connection: Upgrade\r\n",
         (true, true) => b"TE: trailers\r\nConnection: close, TE\r\n",
         (true, false) => b"TE: trailers\r\nConnection: TE\r\n",
         (false, true) => b"Connection: close\r\n",
@@ -122,6 +127,10 @@ pub fn rebuild_response(
     };
     copy_fields(out, buf, fields, rewrite.edits, kept);
     write_edits(out, rewrite.edits);
+    if let Some(protocol) = head.upgrade {
+        write_field(out, b"Upgrade", protocol.of(buf));
+        out.extend_from_slice(b"Connection: Upgrade\r\n");
+    }
     if !interim {
         write_persistence(out, rewrite.persistence);
         write_framing(out, rewrite.body);

@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 
 use super::framing::declared;
 use super::line::{head_end, is_target, is_token, parse_fields};
+use super::upgrade::protocols;
 use super::{Body, Field, HeadLimits, Name, Refusal, Span};
 
 /// Request methods with a meaning to a proxy.
@@ -93,6 +94,8 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// Whether the client waits for a 100 before it sends the body.
     pub expect_continue: bool,
+    /// Protocols the client would switch to, where they may be passed on.
+    pub upgrade: Option<Span>,
 }
 
 /// Parses a request head; `None` when more bytes are needed. One leading CRLF is skipped (RFC 9112 section 2.2).
@@ -128,8 +131,23 @@ pub fn parse_request(buf: &[u8], limits: &HeadLimits, fields: &mut Vec<Field>) -
     let waits = version == Version::Http11 && !matches!(body, Body::None | Body::Length(0));
     let expect_continue = waits && fields.iter().any(expects);
     let keep_alive = declared.keep_alive;
+    // A body would have to end before the other protocol begins; nobody who means it sends one.
+    let may_switch = version == Version::Http11 && matches!(body, Body::None | Body::Length(0));
+    let upgrade = if may_switch { protocols(buf, fields) } else { None };
     let len = end;
-    Ok(Some(RequestHead { len, line, method, method_text, target, version, host, body, keep_alive, expect_continue }))
+    Ok(Some(RequestHead {
+        len,
+        line,
+        method,
+        method_text,
+        target,
+        version,
+        host,
+        body,
+        keep_alive,
+        expect_continue,
+        upgrade,
+    }))
 }
 
 /// Refuses at once what no further byte can mend: a TLS hello on a plain port, a target beyond its limit.

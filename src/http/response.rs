@@ -4,7 +4,8 @@
 
 use super::framing::declared;
 use super::line::{head_end, is_value, parse_fields};
-use super::{Body, Field, HeadLimits, Method, Refusal, Span, Version};
+use super::upgrade::protocols;
+use super::{Asked, Body, Field, HeadLimits, Method, Refusal, Span, Version};
 
 /// A complete, checked response head.
 #[derive(Clone, Copy, Debug)]
@@ -21,18 +22,21 @@ pub struct ResponseHead {
     pub body: Body,
     /// Whether the connection may serve another request afterwards.
     pub keep_alive: bool,
+    /// The protocol of a 101, with which this connection's HTTP ends.
+    pub upgrade: Option<Span>,
 }
 
-/// Parses a response head to a `request`; `None` when more bytes are needed.
+/// Parses a response head to what was `asked`; `None` when more bytes are needed.
 ///
 /// # Errors
 /// Every violation, see [`Refusal`]; limits are enforced on incomplete heads too.
 pub fn parse_response(
     buf: &[u8],
-    request: Method,
+    asked: impl Into<Asked>,
     limits: &HeadLimits,
     fields: &mut Vec<Field>,
 ) -> Result<Option<ResponseHead>, Refusal> {
+    let asked = asked.into();
     fields.clear();
     let known = buf.len().min(5);
     if buf[..known] != b"HTTP/"[..known] {
@@ -50,12 +54,13 @@ pub fn parse_response(
     }
     let (version, status, reason) = parse_line(&buf[..line])?;
     parse_fields(buf, line + 2, limits.fields, fields)?;
-    if status == 101 {
+    let upgrade = if status == 101 { protocols(buf, fields) } else { None };
+    if status == 101 && !(asked.upgrade && upgrade.is_some()) {
         return Err(Refusal::SwitchedProtocols);
     }
     let declared = declared(buf, fields, version)?;
     let interim_or_empty = status < 200 || status == 204;
-    let body = if interim_or_empty || status == 304 || request == Method::Head {
+    let body = if interim_or_empty || status == 304 || asked.method == Method::Head {
         Body::None
     } else {
         declared.body.unwrap_or(Body::UntilClose)
@@ -63,7 +68,7 @@ pub fn parse_response(
     // A server that announces a body where none may be could well send it: nothing after it can be believed.
     let suspicious = interim_or_empty && !matches!(declared.body, None | Some(Body::Length(0)));
     let keep_alive = declared.keep_alive && body != Body::UntilClose && !suspicious;
-    Ok(Some(ResponseHead { len, status, reason, version, body, keep_alive }))
+    Ok(Some(ResponseHead { len, status, reason, version, body, keep_alive, upgrade }))
 }
 
 fn parse_line(line: &[u8]) -> Result<(Version, u16, Span), Refusal> {

@@ -10,8 +10,9 @@ use super::reload::Prepared;
 use super::{MasterError, listeners};
 use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
-use crate::handoff::messages::ToWorker;
+use crate::handoff::messages::{Slots, ToWorker};
 use crate::logging::EventLog;
+use crate::upstream::Farm;
 
 impl Master {
     /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
@@ -28,6 +29,7 @@ impl Master {
         listeners::listen(&listeners)?;
         // They may have been rotated since it was started.
         worker.tell(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
+        self.settle_servers(&bundle, &worker.slots);
         let abandoned = listeners::abandoned(&self.listeners, &listeners);
         let retiring = self.workers.promote(worker, &abandoned, bundle.reload.hard_stop_after);
         self.listeners = listeners;
@@ -44,6 +46,16 @@ impl Master {
         }
         self.bundle = bundle;
         Ok(retiring)
+    }
+
+    /// Orders and health of servers that are not what they were are forgotten.
+    fn settle_servers(&self, bundle: &Bundle, slots: &Slots) {
+        for (place, backend) in bundle.backends.iter().enumerate() {
+            let before = self.bundle.backends.iter().find(|old| old.name == backend.name);
+            if let Some(farm) = Farm::of(bundle, slots, &self.blank.memory, place) {
+                farm.settle(before);
+            }
+        }
     }
 
     /// The admin socket, where it has to change.

@@ -47,7 +47,7 @@ enum Ending {
 pub(super) struct Blank {
     pub(super) events: mpsc::UnboundedSender<Event>,
     directory: Rc<RefCell<Directory>>,
-    memory: Memory,
+    pub(super) memory: Memory,
     counters: Arc<OwnedFd>,
     pub(super) tickets: TicketRing,
 }

@@ -15,9 +15,10 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
 use super::io::{ClientStream, poll_read_with};
-use super::request;
 use super::timer::Timer;
 use super::{Site, Thread};
+use super::{request, session};
+use crate::config::Mode;
 use crate::handoff::messages::MovingClient;
 use crate::http::Field;
 use crate::stats::{Counter, Gauge};
@@ -79,6 +80,8 @@ pub enum Next {
     Close,
     /// An orderly close although the client may still be sending: what it sends is taken in for a while.
     Linger,
+    /// Nothing: a tunnel has ended, and both sides with it.
+    Gone,
     /// A reset, so that the client cannot take what it has for the whole.
     Abort,
 }
@@ -117,10 +120,17 @@ impl Drop for Presence {
 pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: SocketAddr) {
     let _presence = Presence::new(&thread, &site);
     let began = (SystemTime::now(), Instant::now());
-    let timer = thread.timers.register(site.config().timeout.http_request);
+    let config = site.config();
+    let timer = thread.timers.register(match config.mode {
+        Mode::Http => config.timeout.http_request,
+        Mode::Tcp => config.timeout.client,
+    });
     let Some(stream) = establish(&site, socket, &timer).await else { return };
-    if let Some(client) = Client::new(stream, timer, peer, (thread, site)) {
-        run(Client { began, ..client }).await;
+    let Some(client) = Client::new(stream, timer, peer, (thread, Rc::clone(&site))) else { return };
+    let mut client = Client { began, ..client };
+    match site.config().mode {
+        Mode::Http => run(client).await,
+        Mode::Tcp => session::serve(&mut client).await,
     }
 }
 
@@ -149,6 +159,7 @@ async fn run(mut client: Client) {
             },
             Next::Close => return client.close(false).await,
             Next::Linger => return client.close(true).await,
+            Next::Gone => return,
             Next::Abort => {
                 // Best effort: without it the client sees an end where there was a break.
                 let _ = client.stream.socket().set_zero_linger();

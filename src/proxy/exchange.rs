@@ -12,7 +12,7 @@ use super::Failure;
 use super::io::{ClientStream, poll_read_with};
 use super::pump::{Broken, Pump};
 use super::timer::{Alarm, Timer};
-use crate::http::{Field, HeadLimits, Method, ResponseHead, parse_response};
+use crate::http::{Asked, Field, HeadLimits, ResponseHead, parse_response};
 use crate::upstream::Connection;
 
 /// Limits on a server's response head: ours, whatever a frontend allows its clients.
@@ -42,7 +42,7 @@ impl Exchange<'_> {
     pub async fn response(
         &mut self,
         request: &mut Pump,
-        method: Method,
+        asked: Asked,
         fields: &mut Vec<Field>,
     ) -> Result<ResponseHead, Failure> {
         self.timer.set(self.server_timeout);
@@ -56,7 +56,7 @@ impl Exchange<'_> {
             {
                 return Poll::Ready(Err(failure));
             }
-            self.poll_response_head(cx, method, fields)
+            self.poll_response_head(cx, asked, fields)
         })
         .await
     }
@@ -84,12 +84,12 @@ impl Exchange<'_> {
     fn poll_response_head(
         &mut self,
         cx: &mut Context<'_>,
-        method: Method,
+        asked: Asked,
         fields: &mut Vec<Field>,
     ) -> Poll<Result<ResponseHead, Failure>> {
         loop {
             if !self.server.input.is_empty() {
-                match parse_response(&self.server.input, method, &RESPONSE_LIMITS, fields) {
+                match parse_response(&self.server.input, asked, &RESPONSE_LIMITS, fields) {
                     Ok(Some(head)) => return Poll::Ready(Ok(head)),
                     Ok(None) => {}
                     Err(refusal) => return Poll::Ready(Err(Failure::BadResponse(refusal))),

@@ -5,14 +5,18 @@ mod connection;
 mod departure;
 mod error;
 mod exchange;
+mod flow;
 mod io;
 mod pump;
 mod request;
 mod respond;
+mod session;
 mod site;
+mod splice;
 mod tally;
 mod timer;
 mod transcode;
+mod tunnel;
 
 pub use connection::{resume, serve};
 pub use departure::{Departure, Leaving};

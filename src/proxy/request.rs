@@ -12,17 +12,18 @@ use super::exchange::Exchange;
 use super::io::poll_read_with;
 use super::pump::{Broken, Pump};
 use super::respond::applies;
+use super::session;
 use super::tally::Tally;
 use super::timer::Alarm;
 use super::transcode::Transcoder;
-use super::{Failure, Side};
+use super::{Failure, Side, Site};
 use crate::config::{Action, ConnectionMode, HeaderEdits};
 use crate::http::{
-    Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Version, parse_request,
-    rebuild_request, rebuild_response,
+    Body, Field, Method, Persistence, Refusal, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Span,
+    Version, is_switch_between, parse_request, rebuild_request, rebuild_response,
 };
 use crate::stats::Counter;
-use crate::upstream::{Attempt, Backend, ConnectError, Connection, next_server};
+use crate::upstream::{Attempt, Backend, ConnectError, Connection};
 
 /// Longest wait before the same server is tried again (HAProxy: min of `timeout connect` and 1 s).
 const TURN_AROUND: Duration = Duration::from_secs(1);
@@ -40,6 +41,8 @@ pub async fn serve_one(client: &mut Client) -> Next {
     };
     let mut tally = Tally::new(client, Some(&head));
     match process(client, &head, &mut tally).await {
+        // A tunnel has closed its account itself.
+        Ok(Next::Gone) => Next::Gone,
         Ok(next) => {
             tally.finish(client, *b"--");
             next
@@ -221,7 +224,7 @@ async fn forward(
 ) -> Result<Next, Failure> {
     let mode = backend.config().connection_mode.max(client.site.config().connection_mode);
     let repeatable = head.method.is_idempotent() && head.body == Body::None;
-    let mut server = backend.select().ok_or(Failure::NoServer)?;
+    let mut server = backend.select(client.peer.ip()).ok_or(Failure::NoServer)?;
     let mut fresh_only = mode != ConnectionMode::KeepAlive;
     loop {
         let mut connection = obtain(backend, &mut server, fresh_only, !repeatable, tally).await?;
@@ -235,6 +238,11 @@ async fn forward(
                 client.out = request.into_buffer();
             }
             Err(failure) => return Err(failure),
+            Ok(Done { next: Next::Gone, .. }) => {
+                drop(request);
+                session::through(client, backend, connection, tally).await;
+                return Ok(Next::Gone);
+            }
             Ok(Done { next, reusable }) => {
                 if reusable && mode == ConnectionMode::KeepAlive && connection.input.is_empty() {
                     match client.thread.departure.get() {
@@ -250,7 +258,7 @@ async fn forward(
 }
 
 /// A connection to the chosen server, or to the one that redispatching chooses.
-async fn obtain(
+pub(super) async fn obtain(
     backend: &Rc<Backend>,
     server: &mut usize,
     fresh_only: bool,
@@ -274,8 +282,7 @@ async fn obtain(
             Err(error) => error,
         };
         failed += 1;
-        let config = backend.config();
-        match next_server(*server, config.servers.len(), failed, config.retries, config.redispatch) {
+        match backend.after_failure(*server, failed) {
             Attempt::GiveUp => {
                 backend.servers[*server].slot.add(Counter::ConnectErrors, 1);
                 backend.slot.add(Counter::ConnectErrors, 1);
@@ -291,7 +298,7 @@ async fn obtain(
             Attempt::Again => {
                 tally.retry(backend, *server, false);
                 // A wait on purpose: the server may be restarting.
-                tokio::time::sleep(TURN_AROUND.min(config.connect_timeout)).await;
+                tokio::time::sleep(TURN_AROUND.min(backend.config().connect_timeout)).await;
             }
         }
     }
@@ -342,23 +349,26 @@ async fn exchange(
         request_open: true,
     };
     let response = loop {
-        let response = exchange.response(request, head.method, &mut client.response_fields).await;
+        let response = exchange.response(request, head.into(), &mut client.response_fields).await;
         tally.bytes_in = tally.head_in + request.bytes_in;
         let response = response?;
         if response.status >= 200 {
             break response;
         }
-        let mut interim = Vec::new();
-        if head.version == Version::Http11 {
-            let rewrite = ResponseRewrite {
-                edits: &HeaderEdits::default(),
-                persistence: Persistence::KeepAliveImplicit,
-                body: Body::None,
-            };
-            rebuild_response(&mut interim, &exchange.server.input, &response, &client.response_fields, &rewrite);
+        if let Some(protocol) = response.upgrade {
+            check_switch(&exchange, (head, &client.head), protocol)?;
         }
+        let interim = interim_head(&exchange, (head, &response), &client.response_fields, &site);
         exchange.server.input.drain(..response.len);
+        let switched = response.upgrade.is_some();
+        if switched {
+            tally.status = response.status;
+            tally.response_ms = millis(sent_at);
+        }
         tally.bytes_out += exchange.interim(&interim).await?;
+        if switched {
+            return Ok(Done { next: Next::Gone, reusable: false });
+        }
     };
     tally.response_ms = millis(sent_at);
     let mode = backend.config().connection_mode.max(site.config().connection_mode);
@@ -385,6 +395,31 @@ async fn exchange(
     };
     let reusable = response.keep_alive && response.body != Body::UntilClose && request_done;
     Ok(Done { next, reusable })
+}
+
+/// A 1xx as the client gets it: an old one gets none. A 101 is the last word, and edited as such.
+fn interim_head(
+    exchange: &Exchange<'_>,
+    (head, response): (&RequestHead, &ResponseHead),
+    fields: &[Field],
+    site: &Site,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    if head.version == Version::Http11 {
+        let edits = if response.upgrade.is_some() { &site.config().response_headers } else { &HeaderEdits::default() };
+        let rewrite = ResponseRewrite { edits, persistence: Persistence::KeepAliveImplicit, body: Body::None };
+        rebuild_response(&mut out, &exchange.server.input, response, fields, &rewrite);
+    }
+    out
+}
+
+/// A server switches to what it was asked for, once it has the whole request.
+fn check_switch(exchange: &Exchange<'_>, (head, buf): (&RequestHead, &[u8]), protocol: Span) -> Result<(), Failure> {
+    let asked = head.upgrade.map_or(&b""[..], |asked| asked.of(buf));
+    if exchange.request_open || !is_switch_between(asked, protocol.of(&exchange.server.input)) {
+        return Err(Failure::BadResponse(Refusal::SwitchedProtocols));
+    }
+    Ok(())
 }
 
 fn broken_response(broken: Broken) -> Failure {

@@ -14,6 +14,8 @@ use crate::upstream::Backend;
 /// The account of one request.
 pub struct Tally {
     began: (SystemTime, Instant),
+    /// Whether requests are what is counted.
+    http: bool,
     request_line: Vec<u8>,
     request_ms: i64,
     /// Bytes of the request head.
@@ -46,15 +48,26 @@ impl Tally {
         if head.is_some() || !client.input.is_empty() {
             client.site.slot.add(Counter::Requests, 1);
         }
+        let mut tally = Self::session(client);
+        tally.http = true;
+        tally.request_line = request_line;
+        tally.request_ms = head.map_or(-1, |_| millis(client.began.1));
+        (tally.head_in, tally.bytes_in) = (head_in, head_in);
+        tally
+    }
+
+    /// The account of a connection in TCP mode.
+    pub fn session(client: &Client) -> Self {
         Self {
             began: client.began,
-            request_line,
-            request_ms: head.map_or(-1, |_| millis(client.began.1)),
-            head_in,
+            http: false,
+            request_line: Vec::new(),
+            request_ms: millis(client.began.1),
+            head_in: 0,
             connect_ms: -1,
             response_ms: -1,
             status: 0,
-            bytes_in: head_in,
+            bytes_in: 0,
             bytes_out: 0,
             local: false,
             retries: 0,
@@ -66,10 +79,17 @@ impl Tally {
         }
     }
 
+    /// Whether requests came before what is now a tunnel.
+    pub fn is_upgraded(&self) -> bool {
+        self.http
+    }
+
     /// The request goes to a backend.
     pub fn enter_backend(&mut self, backend: &Rc<Backend>) {
         self.connections.0 = self.enter(backend.slot);
-        backend.slot.add(Counter::Requests, 1);
+        if self.http {
+            backend.slot.add(Counter::Requests, 1);
+        }
         self.backend = Some(Rc::clone(backend));
     }
 
@@ -86,7 +106,9 @@ impl Tally {
         let slot = backend.servers[server].slot;
         self.connections.1 = self.enter(slot);
         slot.add(Counter::Selected, 1);
-        slot.add(Counter::Requests, 1);
+        if self.http {
+            slot.add(Counter::Requests, 1);
+        }
         backend.slot.add(Counter::Selected, 1);
         self.server = Some(server);
     }
@@ -127,14 +149,19 @@ impl Tally {
     pub fn finish(&mut self, client: &Client, termination: [u8; 2]) {
         let second = self.began.0.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         for slot in std::iter::once(&client.site.slot).chain(&self.entered) {
-            slot.status(self.status);
+            if self.http {
+                slot.status(self.status);
+            }
             slot.add(Counter::BytesIn, self.bytes_in);
             slot.add(Counter::BytesOut, self.bytes_out);
             slot.set(Counter::LastSession, second);
         }
         let termination = if self.local && termination == *b"--" { *b"LR" } else { termination };
         let record = self.record(client, termination);
-        client.thread.logger.access(record);
+        let empty = !self.http && self.bytes_in == 0 && self.bytes_out == 0 && termination == *b"--";
+        if !empty || client.site.config().log_empty {
+            client.thread.logger.access(record);
+        }
         for slot in self.entered.drain(..) {
             slot.leave(Gauge::Sessions);
         }

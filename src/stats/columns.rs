@@ -3,6 +3,8 @@
 
 use super::counters::Counter as C;
 use super::snapshot::{Kind, Row};
+use super::standing::CheckStatus;
+use crate::config::Mode;
 
 /// Static columns of HAProxy 2.6.12, before the `-` that ends them.
 #[rustfmt::skip]
@@ -35,18 +37,54 @@ pub(super) fn cell(row: &Row, column: &str) -> Cell {
     match column {
         "pxname" => Cell::Text(row.proxy.clone()),
         "svname" => Cell::Text(row.service.clone()),
-        "status" => Cell::Text(row.status().to_owned()),
+        "status" => Cell::Text(row.status().into_owned()),
         "addr" => row.address.clone().map_or(Cell::Empty, Cell::Text),
-        "mode" => Cell::Text("http".to_owned()),
-        "algo" if row.kind == Kind::Backend => Cell::Text("roundrobin".to_owned()),
+        "mode" => Cell::Text(if row.mode == Mode::Tcp { "tcp" } else { "http" }.to_owned()),
+        // As in HAProxy: where no request is understood none is counted.
+        "req_tot" if row.mode == Mode::Tcp => Cell::Empty,
+        _ if row.mode == Mode::Tcp && column.starts_with("hrsp_") => Cell::Empty,
+        "algo" => row.balance.map_or(Cell::Empty, |balance| Cell::Text(balance.word().to_owned())),
+        "check_status" | "check_desc" | "last_chk" if row.check.is_some() => check_text(row, column),
         _ => number(row, column).map_or(Cell::Empty, Cell::Number),
     }
+}
+
+/// What is said of the last check; before the first one there is nothing but that.
+fn check_text(row: &Row, column: &str) -> Cell {
+    let health = row.standing.health;
+    let (short, long) = health.map(|health| health.status).unwrap_or_default().words();
+    match column {
+        "check_status" => Cell::Text(short.to_owned()),
+        "check_desc" => Cell::Text(long.to_owned()),
+        _ => health.and_then(|health| health.detail()).map_or(Cell::Empty, Cell::Text),
+    }
+}
+
+fn check_number(row: &Row, column: &str) -> Option<u64> {
+    let (rise, fall) = row.check?;
+    let health = row.standing.health;
+    let began = health.filter(|health| health.status != CheckStatus::Initializing);
+    Some(match column {
+        "chkfail" => row.count(C::ChecksFailed),
+        "chkdown" => row.count(C::TimesDown),
+        "downtime" => row.downtime(),
+        "check_rise" => rise.into(),
+        "check_fall" => fall.into(),
+        "check_health" => health.map_or(rise, |health| health.level).into(),
+        "check_duration" => began?.millis.into(),
+        "check_code" => match began?.status {
+            CheckStatus::L7Ok | CheckStatus::L7WrongStatus => began?.code.into(),
+            _ => return None,
+        },
+        _ => return None,
+    })
 }
 
 fn number(row: &Row, column: &str) -> Option<i64> {
     let value = match row.kind {
         Kind::Frontend => frontend(row, column),
-        Kind::Backend | Kind::Server => behind(row, column),
+        Kind::Backend => behind(row, column),
+        Kind::Server => behind(row, column).or_else(|| check_number(row, column)),
     };
     value.or_else(|| common(row, column)).map(|value| i64::try_from(value).unwrap_or(i64::MAX)).or_else(|| {
         // HAProxy's way of saying never.
@@ -95,9 +133,11 @@ fn behind(row: &Row, column: &str) -> Option<u64> {
         "eresp" => row.count(C::ResponseErrors),
         "wretr" => row.count(C::Retries),
         "wredis" => row.count(C::Redispatches),
-        "weight" | "act" => row.active as u64,
-        "bck" => 0,
-        "lastchg" => row.uptime.as_secs(),
+        "weight" => row.weight,
+        "uweight" => row.user_weight,
+        "act" => row.active as u64,
+        "bck" => row.backup as u64,
+        "lastchg" => row.last_change(),
         "lbtot" => row.count(C::Selected),
         "lastsess" => row.last_session?,
         "cli_abrt" => row.count(C::ClientAborts),
@@ -105,7 +145,8 @@ fn behind(row: &Row, column: &str) -> Option<u64> {
         "connect" => row.count(C::Connects),
         "reuse" => row.count(C::Reuses),
         "dreq" if backend => row.count(C::DeniedRequests),
-        "downtime" if backend => 0,
+        "chkdown" if backend => row.count(C::TimesDown),
+        "downtime" if backend => row.downtime(),
         "req_tot" => row.count(C::Requests),
         _ => return None,
     })

@@ -60,6 +60,20 @@ pub enum Counter {
     HandshakeErrors = 24,
     /// Second (epoch) of the last session (`lastsess`).
     LastSession = 25,
+    /// Changes of its servers' standing (backends). From here on a cache line that requests only read.
+    Changes = 40,
+    /// What the operator wants of a server, see `standing`.
+    Orders = 41,
+    /// What the checks say of a server, see `standing`.
+    Health = 42,
+    /// Checks that failed while the server was up (`chkfail`).
+    ChecksFailed = 43,
+    /// Times it went down (`chkdown`).
+    TimesDown = 44,
+    /// Second (epoch) when it last went up or down (`lastchg`), 0 before.
+    LastChange = 45,
+    /// Seconds it was down before it last came up (`downtime`).
+    Downtime = 46,
 }
 
 /// Counters per slot.
@@ -103,9 +117,21 @@ impl Slot {
         self.counters[counter as usize].fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sets a counter that holds a time rather than a count.
+    /// Sets a counter that holds a time or a state rather than a count.
     pub fn set(&self, counter: Counter, value: u64) {
         self.counters[counter as usize].store(value, Ordering::Relaxed);
+    }
+
+    /// Announces that servers of this backend have a new standing; what was set before is seen by
+    /// whoever sees the announcement.
+    pub fn announce(&self) {
+        self.counters[Counter::Changes as usize].fetch_add(1, Ordering::Release);
+    }
+
+    /// How many changes were announced.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        self.counters[Counter::Changes as usize].load(Ordering::Acquire)
     }
 
     /// Raises a maximum.

@@ -26,6 +26,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"PRXSTATS");
 /// The header takes one page, so that all that follows is aligned to cache lines.
 const HEADER_WORDS: usize = 4096 / WORD;
 const WORD: usize = size_of::<u64>();
+/// Word of the header with a bit for every lane that may hold something.
+const LANES_USED: usize = 3;
 
 /// The counters, as long as the process lives.
 #[derive(Debug, Clone, Copy)]
@@ -86,12 +88,17 @@ impl Memory {
         }
         let counters = self.words.get(HEADER_WORDS + index as usize * COUNTERS..)?.first_chunk()?;
         let gauges = self.words.get(self.gauges(lane, index)..)?.first_chunk()?;
+        let (lanes, own) = (&self.words[LANES_USED], 1 << lane);
+        if lanes.load(Ordering::Relaxed) & own == 0 {
+            lanes.fetch_or(own, Ordering::Relaxed);
+        }
         Some(Slot::new(counters, gauges))
     }
 
     /// Forgets the gauges of a worker that is gone, whatever it left behind.
     pub fn clear_lane(&self, lane: u32) {
         if lane < LANES {
+            self.words[LANES_USED].fetch_and(!(1 << lane), Ordering::Relaxed);
             let start = self.gauges(lane, 0);
             for gauge in &self.words[start..start + self.slots as usize * GAUGES] {
                 // Reading first leaves untouched pages of the sparse file untouched.
@@ -108,8 +115,12 @@ impl Memory {
         if index >= self.slots {
             return 0;
         }
-        let lane = |lane| self.words[self.gauges(lane, index) + gauge as usize].load(Ordering::Relaxed);
-        let total = (0..LANES).map(lane).fold(0, u64::wrapping_add);
+        let (mut lanes, mut total) = (self.words[LANES_USED].load(Ordering::Relaxed), 0_u64);
+        while lanes != 0 {
+            let place = self.gauges(lanes.trailing_zeros(), index) + gauge as usize;
+            total = total.wrapping_add(self.words[place].load(Ordering::Relaxed));
+            lanes &= lanes - 1;
+        }
         // A lane cleared under a worker that still counts down would show as a huge number.
         if total > i64::MAX as u64 { 0 } else { total }
     }

@@ -12,6 +12,7 @@ mod memory;
 mod page;
 mod server;
 mod snapshot;
+mod standing;
 
 pub use counters::{COUNTERS, Counter, GAUGES, Gauge, Slot};
 pub use csv::csv;
@@ -21,6 +22,7 @@ pub use memory::{LANES, Memory, SLOTS};
 pub use page::{About, html};
 pub use server::{StatsPage, serve};
 pub use snapshot::{Kind, Row, Snapshot};
+pub use standing::{Admin, CheckStatus, Health, Orders, Standing};
 
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::counters::Counter as C;
 use super::snapshot::{Kind, Row, Snapshot};
+use super::standing::CheckStatus;
 
 /// What the page says about the worker that shows it.
 #[derive(Debug, Clone)]
@@ -26,7 +27,7 @@ display:inline-block;padding:.1em .8em}p{margin:.3em 0}a{color:#06c}.scroll{over
 table{border-collapse:collapse;white-space:nowrap}th,td{border:1px solid #999;padding:.1em .45em;\
 text-align:right;font-variant-numeric:tabular-nums}th{background:#20d0d0;font-weight:600;text-align:center}\
 td:first-child{text-align:left;font-weight:600}td.text{text-align:center}.frontend{background:#e8e8d0}\
-.backend{background:#e8e8d0}.server{background:#e0e0e0}.up{background:#c0ffc0}.down{background:#ff9090}";
+.backend{background:#e8e8d0}.server{background:#e0e0e0}.up{background:#c0ffc0}.down{background:#ff9090}.kept{background:#c07820}";
 
 /// Header groups with the columns below each.
 const GROUPS: [(&str, &[&str]); 9] = [
@@ -84,9 +85,11 @@ fn table(out: &mut String, rows: &[Row]) {
     for (group, columns) in GROUPS {
         let _ = write!(out, "<th colspan=\"{}\">{group}</th>", columns.len());
     }
-    out.push_str("<th colspan=\"4\">Server</th></tr>\n<tr>");
-    for column in
-        GROUPS.iter().flat_map(|(_, columns)| columns.iter()).chain(&["Status", "Uptime", "Weight", "Address"])
+    out.push_str("<th colspan=\"5\">Server</th></tr>\n<tr>");
+    for column in GROUPS
+        .iter()
+        .flat_map(|(_, columns)| columns.iter())
+        .chain(&["Status", "LastChk", "LastChg", "Weight", "Address"])
     {
         let _ = write!(out, "<th>{column}</th>");
     }
@@ -116,15 +119,33 @@ fn line(out: &mut String, row: &Row) {
         };
     }
     let behind = row.kind != Kind::Frontend;
-    let state = if row.status() == "DOWN" { "down" } else { "up" };
+    let status = row.status();
+    let state = match &*status {
+        word if word.starts_with("DOWN") => "down",
+        word if word.starts_with("MAINT") || word.starts_with("DRAIN") => "kept",
+        _ => "up",
+    };
     let _ = writeln!(
         out,
-        "<td class=\"text {state}\">{}</td><td class=\"text\">{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
-        row.status(),
-        span(row.uptime),
-        if behind { row.active.to_string() } else { String::new() },
+        "<td class=\"text {state}\">{}</td><td class=\"text\">{}</td><td class=\"text\">{}</td><td>{}</td><td class=\"text\">{}</td></tr>",
+        status,
+        check(row),
+        if behind { span(Duration::from_secs(row.last_change())) } else { span(row.uptime) },
+        if behind { row.weight.to_string() } else { String::new() },
         escape(row.address.as_deref().unwrap_or_default()),
     );
+}
+
+/// The last check as HAProxy's page shows it: `L7OK/200 in 3ms`.
+fn check(row: &Row) -> String {
+    let health = if row.check.is_some() { row.standing.health } else { None };
+    health.map_or_else(String::new, |health| match health.status {
+        CheckStatus::Initializing => health.status.words().0.to_owned(),
+        CheckStatus::L7Ok | CheckStatus::L7WrongStatus => {
+            format!("{}/{} in {}ms", health.status.words().0, health.code, health.millis)
+        }
+        status => format!("{} in {}ms", status.words().0, health.millis),
+    })
 }
 
 /// The numbers of a row in the order of [`GROUPS`]; `None` where a kind of row has none.

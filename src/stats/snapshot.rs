@@ -1,11 +1,13 @@
 //! All counters at one moment, a row per frontend, server and backend.
 //! Taken for every view and for `proxy status`. Never keeps anything between two snapshots.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use super::counters::{Counter, Gauge, Slot};
 use super::memory::Memory;
-use crate::config::Bundle;
+use super::standing::{Admin, Standing};
+use crate::config::{self, Bundle, Mode};
 use crate::handoff::messages::Slots;
 
 /// What a row is about; the numbers are HAProxy's `type` column.
@@ -28,12 +30,26 @@ pub struct Row {
     pub service: String,
     /// What the row is about.
     pub kind: Kind,
+    /// Whether requests are understood there.
+    pub mode: Mode,
     /// Number of the proxy, unique among frontends and backends, from 1.
     pub proxy_id: usize,
     /// Number of the server in its backend from 1, 0 for the others.
     pub server_id: usize,
-    /// Servers that take requests (backends), 1 for a server.
+    /// Servers that take requests and are no backup (backends), 1 for a server that is none.
     pub active: usize,
+    /// The same of backup servers.
+    pub backup: usize,
+    /// Weight in the balance, of all that take requests (backends) or of a server.
+    pub weight: u64,
+    /// Weight as configured or ordered, whether requests are taken or not.
+    pub user_weight: u64,
+    /// What operator and checks say (servers).
+    pub standing: Standing,
+    /// Rise and fall of its checks, where it is checked (servers).
+    pub check: Option<(u16, u16)>,
+    /// How servers are chosen (backends).
+    pub balance: Option<config::Balance>,
     /// Address (servers).
     pub address: Option<String>,
     /// Open sessions of all workers.
@@ -46,6 +62,8 @@ pub struct Row {
     pub uptime: Duration,
     /// Seconds since the last session, if there was one.
     pub last_session: Option<u64>,
+    /// Second (epoch) of the snapshot.
+    now: u64,
     slot: Option<Slot>,
 }
 
@@ -56,15 +74,54 @@ impl Row {
         self.slot.map_or(0, |slot| slot.value(counter))
     }
 
-    /// Status as HAProxy words it; nothing is checked, so servers have no other.
+    /// Status as HAProxy words it.
     #[must_use]
-    pub fn status(&self) -> &'static str {
+    pub fn status(&self) -> Cow<'static, str> {
         match self.kind {
-            Kind::Frontend => "OPEN",
-            Kind::Backend if self.active == 0 => "DOWN",
-            Kind::Backend => "UP",
-            Kind::Server => "no check",
+            Kind::Frontend => "OPEN".into(),
+            Kind::Backend if self.active + self.backup == 0 => "DOWN".into(),
+            Kind::Backend => "UP".into(),
+            Kind::Server => self.server_status(),
         }
+    }
+
+    fn server_status(&self) -> Cow<'static, str> {
+        let drained = self.standing.orders.admin == Admin::Drain || self.user_weight == 0;
+        match (self.standing.orders.admin, self.check, self.standing.health) {
+            (Admin::Maint, _, _) => "MAINT".into(),
+            (_, Some((rise, _)), Some(health)) if !health.up && health.level > 0 => {
+                format!("DOWN {}/{rise}", health.level).into()
+            }
+            (_, Some(_), Some(health)) if !health.up => "DOWN".into(),
+            (_, Some((rise, fall)), Some(health)) if health.level + 1 < rise + fall => {
+                let word = if drained { "DRAIN" } else { "UP" };
+                format!("{word} {}/{fall}", (health.level + 1).saturating_sub(rise)).into()
+            }
+            _ if drained => "DRAIN".into(),
+            (_, Some(_), _) => "UP".into(),
+            (_, None, _) => "no check".into(),
+        }
+    }
+
+    /// Seconds since it last went up or down, or since counting began.
+    #[must_use]
+    pub fn last_change(&self) -> u64 {
+        match self.count(Counter::LastChange) {
+            0 => self.uptime.as_secs(),
+            second => self.now.saturating_sub(second),
+        }
+    }
+
+    /// Seconds it was down, up to now.
+    #[must_use]
+    pub fn downtime(&self) -> u64 {
+        let down = match self.kind {
+            Kind::Frontend => false,
+            Kind::Backend => self.active + self.backup == 0,
+            Kind::Server => self.standing.orders.admin == Admin::Maint || !self.standing.is_up(self.check.is_some()),
+        };
+        let running = if down && self.count(Counter::LastChange) > 0 { self.last_change() } else { 0 };
+        self.count(Counter::Downtime) + running
     }
 }
 
@@ -86,24 +143,50 @@ impl Snapshot {
         let mut rows = Vec::new();
         for (index, frontend) in bundle.frontends.iter().enumerate() {
             let mut row = reader.row((&frontend.name, "FRONTEND"), Kind::Frontend, slots.frontends.get(index));
-            row.proxy_id = index + 1;
+            (row.proxy_id, row.mode) = (index + 1, frontend.mode);
             row.limit = frontend.maxconn.or(bundle.global.maxconn);
             rows.push(row);
         }
         for (index, backend) in bundle.backends.iter().enumerate() {
             let proxy_id = bundle.frontends.len() + index + 1;
+            let first = rows.len();
             for (place, server) in backend.servers.iter().enumerate() {
                 let slot = slots.servers.get(index).and_then(|servers| servers.get(place));
                 let mut row = reader.row((&backend.name, &server.name), Kind::Server, slot);
-                (row.proxy_id, row.server_id, row.active) = (proxy_id, place + 1, 1);
+                (row.proxy_id, row.server_id) = (proxy_id, place + 1);
+                row.mode = backend.mode;
                 row.address = Some(server.address.to_string());
+                row.describe(backend, server);
                 rows.push(row);
             }
             let mut row = reader.row((&backend.name, "BACKEND"), Kind::Backend, slots.backends.get(index));
-            (row.proxy_id, row.active) = (proxy_id, backend.servers.len());
+            (row.proxy_id, row.balance) = (proxy_id, Some(backend.balance));
+            row.sum(&rows[first..]);
+            row.mode = backend.mode;
             rows.push(row);
         }
         Self { rows, uptime }
+    }
+}
+
+impl Row {
+    fn describe(&mut self, backend: &config::Backend, server: &config::Server) {
+        self.standing = self.slot.map(|slot| slot.standing()).unwrap_or_default();
+        self.check = backend.check.as_ref().map(|check| (check.rise, check.fall));
+        self.weight = self.standing.share(server.weight, self.check.is_some()).into();
+        self.user_weight = self.standing.orders.weight.unwrap_or(server.weight).into();
+        (self.active, self.backup) = if server.backup { (0, 1) } else { (1, 0) };
+    }
+
+    /// What a backend's servers have together.
+    fn sum(&mut self, servers: &[Self]) {
+        let usable = || servers.iter().filter(|row| row.weight > 0);
+        self.active = usable().map(|row| row.active).sum();
+        self.backup = usable().map(|row| row.backup).sum();
+        // As long as others serve, backup servers carry no weight.
+        let carrying = |row: &&Self| self.active == 0 || row.backup == 0;
+        self.weight = usable().filter(carrying).map(|row| row.weight).sum();
+        self.user_weight = self.weight;
     }
 }
 
@@ -124,9 +207,17 @@ impl Reader<'_> {
             proxy: proxy.to_owned(),
             service: service.to_owned(),
             kind,
+            mode: Mode::Http,
             proxy_id: 0,
             server_id: 0,
             active: 0,
+            backup: 0,
+            weight: 0,
+            user_weight: 0,
+            standing: Standing::default(),
+            check: None,
+            balance: None,
+            now,
             address: None,
             sessions: gauge(Gauge::Sessions),
             queued: gauge(Gauge::Queued),

@@ -30,6 +30,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             refresh: Some(Duration::from_secs(20)),
         }),
         frontends: vec![config::Frontend {
+            mode: config::Mode::Http,
             name: frontend.into(),
             binds: Vec::new(),
             backend: Some(0),
@@ -47,14 +48,22 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             error_pages: Vec::new(),
         }],
         backends: vec![config::Backend {
+            mode: config::Mode::Http,
             name: "www-backend".into(),
             balance: config::Balance::RoundRobin,
-            servers: vec![config::Server { name: "mypool1".into(), address: "127.0.0.1:9000".parse().unwrap() }],
+            check: None,
+            servers: vec![config::Server {
+                name: "mypool1".into(),
+                address: "127.0.0.1:9000".parse().unwrap(),
+                weight: 1,
+                backup: false,
+            }],
             retries: 3,
             redispatch: true,
             connection_mode: mode,
             connect_timeout: second,
             server_timeout: second,
+            tunnel_timeout: second,
         }],
     }
 }

@@ -4,20 +4,24 @@
 mod balance;
 mod connect;
 mod error;
+mod farm;
 mod pool;
 
+use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use crate::config::{self, Bundle, ConnectionMode};
+use crate::config::{self, Balance, Bundle, ConnectionMode};
 use crate::handoff::messages::{MovingServer, Slots};
-use crate::stats::{Counter, Memory, Slot};
+use crate::stats::{Admin, Counter, Gauge, Memory, Slot};
 
-pub use balance::{Attempt, next_server, round_robin};
+pub use balance::{Attempt, Schedule, Share};
 pub use error::ConnectError;
+pub use farm::{Farm, Lines, initial};
 pub use pool::{Connection, MAX_IDLE, Pool};
 
 /// A backend with its counters and its servers' idle connections; one per thread.
@@ -28,6 +32,9 @@ pub struct Backend {
     pub slot: Slot,
     /// Servers in bundle order.
     pub servers: Vec<Server>,
+    /// Who takes requests, as of so many announced changes.
+    schedule: RefCell<(u64, Schedule)>,
+    memory: Memory,
     bundle: Arc<Bundle>,
 }
 
@@ -37,6 +44,10 @@ pub struct Server {
     pub slot: Slot,
     /// Connections kept for the next request.
     pub pool: Pool,
+    /// Place of its counters.
+    place: u32,
+    /// What `balance = "source"` knows it by.
+    identity: u64,
 }
 
 impl Backend {
@@ -46,11 +57,51 @@ impl Backend {
         &self.bundle.backends[self.index]
     }
 
-    /// Chooses the next server in the one order that all threads and generations share.
-    /// `None` when the backend has no server.
+    /// Chooses the server of a new request; round robin is one order that all threads and generations
+    /// share. `None` when no server takes requests.
     #[must_use]
-    pub fn select(&self) -> Option<usize> {
-        round_robin(self.slot.take(Counter::RoundRobin), self.servers.len())
+    pub fn select(&self, client: IpAddr) -> Option<usize> {
+        self.refresh();
+        let schedule = &self.schedule.borrow().1;
+        let ticket = || self.slot.take(Counter::RoundRobin);
+        let load = |server: usize| self.memory.gauge_total(self.servers[server].place, Gauge::Sessions);
+        match self.config().balance {
+            Balance::RoundRobin => schedule.round_robin(ticket()),
+            Balance::LeastConn => schedule.least(ticket(), load),
+            Balance::Random => schedule.random(ticket(), load),
+            Balance::Source => schedule.source(key(client), |server| self.servers[server].identity),
+        }
+    }
+
+    /// What to do after so many failed attempts to connect, the last one to `server`.
+    #[must_use]
+    pub fn after_failure(&self, server: usize, failed: u32) -> Attempt {
+        self.refresh();
+        let (config, schedule) = (self.config(), &self.schedule.borrow().1);
+        let other = if config.redispatch { schedule.after(server) } else { None };
+        balance::next_attempt(failed, config.retries, schedule.holds(server), other)
+    }
+
+    /// Makes the schedule anew if a server's standing has changed since.
+    fn refresh(&self) {
+        // Read before the standings: a change in between is seen next time.
+        let announced = self.slot.announced();
+        if self.schedule.borrow().0 != announced {
+            *self.schedule.borrow_mut() = (announced, self.current_schedule());
+        }
+    }
+
+    fn current_schedule(&self) -> Schedule {
+        let config = self.config();
+        let checked = config.check.is_some();
+        let both = config.servers.iter().zip(&self.servers);
+        let shares: Vec<_> = both
+            .map(|(config, server)| Share {
+                weight: server.slot.standing().share(config.weight, checked),
+                backup: config.backup,
+            })
+            .collect();
+        Schedule::new(&shares)
     }
 
     /// Opens a new connection to a server.
@@ -82,17 +133,39 @@ impl Backend {
     /// Keeps a connection that an older worker opened, if it still leads to that server and is wanted.
     pub fn adopt(&self, server: usize, stream: TcpStream) {
         let config = self.config();
-        let wanted = config.connection_mode == ConnectionMode::KeepAlive;
+        let wanted = config.connection_mode == ConnectionMode::KeepAlive && !self.servers[server].is_kept_away();
         if wanted && stream.peer_addr().is_ok_and(|peer| peer == config.servers[server].address) {
             self.servers[server].pool.put(Connection::new(stream), Instant::now());
         }
     }
 
-    /// Closes idle connections that were not used for a while.
+    /// Closes idle connections that were not used for a while, and those to servers in maintenance.
     pub fn sweep(&self) {
         for server in &self.servers {
-            server.pool.sweep();
+            if server.is_kept_away() {
+                drop(server.pool.take_all());
+            } else {
+                server.pool.sweep();
+            }
         }
+    }
+}
+
+impl Server {
+    /// Whether the operator wants nothing of ours to touch it.
+    fn is_kept_away(&self) -> bool {
+        self.slot.standing().orders.admin == Admin::Maint
+    }
+}
+
+fn key(client: IpAddr) -> u64 {
+    match client {
+        IpAddr::V4(address) => balance::digest(&address.octets()),
+        // A dual-stack listener's IPv4 clients are the same clients.
+        IpAddr::V6(address) => match address.to_ipv4_mapped() {
+            Some(address) => balance::digest(&address.octets()),
+            None => balance::digest(&address.octets()),
+        },
     }
 }
 
@@ -102,11 +175,15 @@ pub fn backends(bundle: &Arc<Bundle>, slots: &Slots, memory: &Memory, lane: u32)
     let mut all = Vec::with_capacity(bundle.backends.len());
     for index in 0..bundle.backends.len() {
         let mut servers = Vec::new();
-        for slot in slots.servers.get(index)? {
-            servers.push(Server { slot: memory.slot(lane, *slot)?, pool: Pool::default() });
+        for (place, config) in slots.servers.get(index)?.iter().zip(&bundle.backends[index].servers) {
+            let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(config.name.as_bytes()));
+            servers.push(Server { slot, pool: Pool::default(), place: *place, identity });
         }
         let slot = memory.slot(lane, *slots.backends.get(index)?)?;
-        all.push(Rc::new(Backend { index, slot, servers, bundle: Arc::clone(bundle) }));
+        let (memory, bundle) = (*memory, Arc::clone(bundle));
+        let backend = Backend { index, slot, servers, schedule: RefCell::default(), memory, bundle };
+        *backend.schedule.borrow_mut() = (slot.announced(), backend.current_schedule());
+        all.push(Rc::new(backend));
     }
     Some(all)
 }

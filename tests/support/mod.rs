@@ -7,6 +7,7 @@ pub mod client;
 pub mod kernel;
 pub mod load;
 pub mod origin;
+pub mod syslog;
 pub mod tls;
 pub mod visitor;
 

@@ -121,6 +121,21 @@ impl TlsClient {
 
     /// Shakes hands and asks for `/`; `Err` is why there was no handshake.
     pub fn try_get(&self, address: SocketAddr, name: &str) -> Result<Answer, rustls::Error> {
+        let mut stream = self.shake(address, name)?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        let mut reader = BufReader::new(stream);
+        let response = read_message(&mut reader, true).unwrap();
+        let chain = self.chain.lock().unwrap().clone();
+        let kind = reader.get_ref().conn.handshake_kind().unwrap();
+        Ok(Answer { response, chain, kind, reader })
+    }
+
+    /// Shakes hands.
+    pub fn shake(
+        &self,
+        address: SocketAddr,
+        name: &str,
+    ) -> Result<StreamOwned<ClientConnection, TcpStream>, rustls::Error> {
         self.chain.lock().unwrap().clear();
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -133,13 +148,7 @@ impl TlsClient {
                 return Err(error.downcast::<rustls::Error>().unwrap());
             }
         }
-        let mut stream = StreamOwned::new(session, stream);
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
-        let mut reader = BufReader::new(stream);
-        let response = read_message(&mut reader, true).unwrap();
-        let chain = self.chain.lock().unwrap().clone();
-        let kind = reader.get_ref().conn.handshake_kind().unwrap();
-        Ok(Answer { response, chain, kind, reader })
+        Ok(StreamOwned::new(session, stream))
     }
 
     pub fn get(&self, address: SocketAddr, name: &str) -> Answer {

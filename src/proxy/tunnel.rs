@@ -1,0 +1,117 @@
+//! Bytes both ways between a client and a server until both have ended: TCP mode, and HTTP after an upgrade.
+//! Run by `session` and `request`. Never looks at a byte.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use super::connection::Client;
+use super::flow::{Broken, Flow};
+use super::timer::Alarm;
+
+/// Time-outs of a tunnel.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Inactivity of the client, until data has flown both ways.
+    pub client: Duration,
+    /// Inactivity of the server, until data has flown both ways.
+    pub server: Duration,
+    /// Inactivity from then on.
+    pub tunnel: Duration,
+}
+
+/// Both directions.
+pub struct Tunnel {
+    /// Client to server.
+    pub up: Flow,
+    /// Server to client.
+    pub down: Flow,
+    /// Whether data has flown both ways.
+    pub settled: bool,
+    /// What a direction that was given up says of the end.
+    broken: Option<[u8; 2]>,
+    patience: Patience,
+}
+
+/// How a tunnel ended, as HAProxy's termination state (configuration manual 8.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Both sides said so.
+    Well,
+    /// Nothing moved for too long, or the worker ends.
+    Idle([u8; 2]),
+    /// A side broke off: neither may take what it has for the whole.
+    Broken([u8; 2]),
+}
+
+impl Tunnel {
+    /// A tunnel whose directions may hold bytes that were read before it began.
+    pub fn new(up: Flow, down: Flow, settled: bool, patience: Patience) -> Self {
+        Self { up, down, settled, broken: None, patience }
+    }
+
+    /// Moves bytes until both sides have ended.
+    pub async fn run(&mut self, client: &mut Client, server: &mut TcpStream) -> Ended {
+        client.timer.set(self.limit());
+        let ended = poll_fn(|cx| self.poll(cx, client, server)).await;
+        if matches!(ended, Ended::Broken(_)) {
+            // Best effort: without it a side sees an end where there was a break.
+            let _ = (client.stream.socket().set_zero_linger(), server.set_zero_linger());
+        }
+        ended
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, client: &mut Client, server: &mut TcpStream) -> Poll<Ended> {
+        if let Some(alarm) = client.timer.poll(cx) {
+            return Poll::Ready(Ended::Idle(self.overdue(alarm)));
+        }
+        let before = self.moved();
+        if let Poll::Ready(Err(broken)) = self.up.poll(cx, &mut client.stream, server, true) {
+            match broken {
+                Broken::Sender => return Poll::Ready(Ended::Broken(*b"CD")),
+                // What the server said before it stopped listening still counts.
+                Broken::Receiver => self.give_up(*b"SD", |tunnel| &mut tunnel.up),
+            }
+        }
+        if let Poll::Ready(Err(broken)) = self.down.poll(cx, server, &mut client.stream, true) {
+            match broken {
+                Broken::Sender => return Poll::Ready(Ended::Broken(self.broken.unwrap_or(*b"SD"))),
+                Broken::Receiver => self.give_up(*b"CD", |tunnel| &mut tunnel.down),
+            }
+        }
+        if self.up.is_done() && self.down.is_done() {
+            return Poll::Ready(self.broken.map_or(Ended::Well, Ended::Broken));
+        }
+        if self.moved() != before {
+            self.settled |= self.up.bytes > 0 && self.down.bytes > 0;
+            client.timer.set(self.limit());
+        }
+        Poll::Pending
+    }
+
+    fn give_up(&mut self, state: [u8; 2], direction: impl FnOnce(&mut Self) -> &mut Flow) {
+        self.broken.get_or_insert(state);
+        direction(self).give_up();
+    }
+
+    fn moved(&self) -> u64 {
+        self.up.bytes + self.down.bytes
+    }
+
+    fn limit(&self) -> Duration {
+        let Patience { client, server, tunnel } = self.patience;
+        if self.settled { tunnel } else { client.min(server) }
+    }
+
+    fn overdue(&self, alarm: Alarm) -> [u8; 2] {
+        let server_first = !self.settled && self.patience.server < self.patience.client;
+        match alarm {
+            Alarm::Stopped => *b"KD",
+            Alarm::Expired if self.down.blocked => *b"cD",
+            Alarm::Expired if self.up.blocked || server_first => *b"sD",
+            Alarm::Expired => *b"cD",
+        }
+    }
+}
