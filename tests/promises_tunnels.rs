@@ -255,6 +255,25 @@ fn a_tunnel_whose_server_is_gone_from_the_file_stays_where_it_is() {
 }
 
 #[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn a_new_worker_killed_while_it_takes_tunnels_takes_none_with_it() {
+    let (site, second) = site(&echo(), &switching(), "");
+    let _daemon = site.start_faulty();
+    let mut tunnels: Vec<_> = (0..20).map(|_| connect(site.address())).collect();
+    tunnels.extend((0..20).map(|_| upgraded(second.address)));
+    site.await_status("all are there", |status| status["generations"][0]["connections"] == 40);
+    site.fault("receiving crash");
+    reload(&site);
+    site.await_status("a respawn serves", |status| status["reloads"]["respawns"] == 1);
+    for stream in &mut tunnels {
+        stream.write_all(b"there?").unwrap();
+        let mut back = [0; 6];
+        stream.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"there?");
+    }
+}
+
+#[test]
 fn a_tunnel_through_tls_ends_with_its_old_worker_and_not_before() {
     let (site, _second) = site(&echo(), &switching(), "");
     certificate(site.folder.path(), "a.pem", &["localhost"]);
