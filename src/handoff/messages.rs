@@ -1,7 +1,8 @@
 //! What master and worker say to each other, one JSON document per SEQPACKET message.
 //! Sent by `master` and `worker` through `handoff::Channel`. Pure: holds no descriptor.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +114,8 @@ pub enum Moving {
     Clients(Vec<MovingClient>),
     /// Idle connections to servers.
     Servers(Vec<MovingServer>),
+    /// Plain tunnels; two descriptors each, the client's first.
+    Tunnels(Vec<MovingTunnel>),
 }
 
 /// A plain client connection on its way.
@@ -138,6 +141,70 @@ pub struct MovingServer {
     pub backend: String,
     /// Name of its server.
     pub server: String,
+}
+
+/// A tunnel on its way, both of whose sides are plain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingTunnel {
+    /// Name of its frontend.
+    pub frontend: String,
+    /// Where it leads.
+    pub server: MovingServer,
+    /// Client's address.
+    pub peer: SocketAddr,
+    /// Ours, towards the client.
+    pub local: SocketAddr,
+    /// Client to server.
+    pub up: MovingFlow,
+    /// Server to client.
+    pub down: MovingFlow,
+    /// Whether data has flown both ways.
+    pub settled: bool,
+    /// How much of its time-out is left.
+    pub left: Duration,
+    /// What its access line will say.
+    pub account: MovingAccount,
+}
+
+impl MovingTunnel {
+    /// Bytes that make its message longer than others.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.up.held.len() + self.down.held.len() + self.account.request_line.len()
+    }
+}
+
+/// One direction of a tunnel on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingFlow {
+    /// Read and not written.
+    #[serde(with = "crate::config::base64_bytes")]
+    pub held: Vec<u8>,
+    /// Whether the sender has ended.
+    pub ended: bool,
+}
+
+/// What a connection that is logged at its end has been so far; as in [`crate::logging::Record`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each field is the one of that name in the record")]
+pub struct MovingAccount {
+    pub accepted: SystemTime,
+    /// Time since then.
+    pub lasted: Duration,
+    /// Whether it began as a request.
+    pub http: bool,
+    #[serde(with = "crate::config::base64_bytes")]
+    pub request_line: Vec<u8>,
+    pub request_ms: i64,
+    pub connect_ms: i64,
+    pub response_ms: i64,
+    pub status: u16,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub retries: u32,
+    pub redispatched: bool,
+    pub backend_conns: u64,
+    pub server_conns: u64,
 }
 
 /// The answer to [`Moving`].

@@ -19,9 +19,10 @@ use super::timer::Timer;
 use super::{Site, Thread};
 use super::{request, session};
 use crate::config::Mode;
-use crate::handoff::messages::MovingClient;
+use crate::handoff::messages::{MovingClient, MovingTunnel};
 use crate::http::Field;
 use crate::stats::{Counter, Gauge};
+use crate::upstream::Backend;
 
 /// How long an orderly close waits for the client's own end, so that a reset cannot overtake our
 /// last answer (RFC 9112 section 9.6).
@@ -149,6 +150,22 @@ pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past:
     }
 }
 
+/// Goes on with a plain tunnel that an older worker has begun.
+pub async fn resume_tunnel(
+    (thread, site): (Rc<Thread>, Rc<Site>),
+    (backend, place): (Rc<Backend>, usize),
+    [socket, server]: [TcpStream; 2],
+    past: MovingTunnel,
+) {
+    let _presence = Presence::resumed(&thread, &site);
+    let timer = thread.timers.register(past.left);
+    let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, past.peer, (thread, site)) else { return };
+    let begun = Instant::now().checked_sub(past.account.lasted);
+    client.began = (past.account.accepted, begun.unwrap_or(client.began.1));
+    (client.local, client.left) = (past.local, Some(past.left));
+    session::resume(&mut client, (&backend, place), server, past).await;
+}
+
 async fn run(mut client: Client) {
     loop {
         match request::serve_one(&mut client).await {
@@ -244,7 +261,12 @@ impl Client {
             left: self.timer.left(),
         };
         self.left = Some(moving.left);
-        let mut offer = pin!(departure.offer(moving, self.stream.socket()));
+        self.outcome(departure.offer(moving, self.stream.socket())).await
+    }
+
+    /// Waits for what becomes of an offer.
+    pub async fn outcome(&self, offer: impl Future<Output = bool>) -> bool {
+        let mut offer = pin!(offer);
         let timer = &self.timer;
         poll_fn(|cx| {
             // Its own time-out stands still meanwhile.

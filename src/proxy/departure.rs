@@ -1,4 +1,4 @@
-//! How an idle connection leaves a draining worker for its successor.
+//! How an idle connection, or a tunnel, leaves a draining worker for its successor.
 //! Made by `worker` for its threads, used by `connection` and `request`. Never gives up a connection
 //! that the other side has not taken.
 
@@ -9,12 +9,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::handoff::MAX_DESCRIPTORS;
-use crate::handoff::messages::{MovingClient, MovingServer};
+use crate::handoff::messages::{MovingClient, MovingServer, MovingTunnel};
 
 /// A connection that is ready to go, with a descriptor of its own.
 pub enum Leaving {
     /// A client's; told whether it was taken.
     Client(MovingClient, OwnedFd, oneshot::Sender<bool>),
+    /// A tunnel, the client's descriptor first; told whether it was taken.
+    Tunnel(Box<MovingTunnel>, [OwnedFd; 2], oneshot::Sender<bool>),
     /// A server's; nobody misses it when it is not taken.
     Server(MovingServer, OwnedFd),
 }
@@ -44,6 +46,17 @@ impl Departure {
         let Ok(copy) = socket.as_fd().try_clone_to_owned() else { return false };
         let (tell, told) = oneshot::channel();
         self.way.send(Leaving::Client(client, copy, tell)).is_ok() && told.await.unwrap_or(false)
+    }
+
+    /// Offers a tunnel; true when somebody else owns it from now on.
+    pub(super) async fn offer_tunnel(&self, tunnel: MovingTunnel, client: &TcpStream, server: &TcpStream) -> bool {
+        let Ok(_room) = self.room.acquire_many(2).await else { return false };
+        let (Ok(client), Ok(server)) = (client.as_fd().try_clone_to_owned(), server.as_fd().try_clone_to_owned())
+        else {
+            return false;
+        };
+        let (tell, told) = oneshot::channel();
+        self.way.send(Leaving::Tunnel(Box::new(tunnel), [client, server], tell)).is_ok() && told.await.unwrap_or(false)
     }
 
     /// Sends a server's idle connection away.

@@ -82,6 +82,11 @@ impl Flow {
         self.stage == Stage::Done
     }
 
+    /// Whether the sender has ended.
+    pub fn has_ended(&self) -> bool {
+        self.stage != Stage::Open
+    }
+
     /// Nothing is to be moved any more.
     pub fn give_up(&mut self) {
         self.stage = Stage::Done;
@@ -90,14 +95,21 @@ impl Flow {
         self.pipe = None;
     }
 
-    /// Moves what can be moved; `reading` off only empties what is held.
-    pub fn poll<R: End, W: End>(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut R,
-        to: &mut W,
-        reading: bool,
-    ) -> Poll<Result<(), Broken>> {
+    /// What was read and not written, gathered in one place; it remains what is written next.
+    ///
+    /// # Errors
+    /// A pipe that does not give back what it holds.
+    pub fn gather(&mut self) -> io::Result<&[u8]> {
+        self.pending.drain(..self.sent);
+        self.sent = 0;
+        if let Some(pipe) = &mut self.pipe {
+            pipe.empty_into(&mut self.pending)?;
+        }
+        Ok(&self.pending)
+    }
+
+    /// Moves what can be moved.
+    pub fn poll<R: End, W: End>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Broken>> {
         loop {
             self.blocked = true;
             ready!(self.poll_send(cx, to))?;
@@ -116,9 +128,6 @@ impl Flow {
                 Stage::Open => {}
             }
             self.blocked = false;
-            if !reading {
-                return Poll::Pending;
-            }
             let moved = match (from.plain(), to.plain()) {
                 (Some(plain), Some(_)) if self.bulk && self.has_pipe() => self.poll_fill(cx, plain),
                 _ => self.poll_copy(cx, from, to),

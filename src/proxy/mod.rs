@@ -18,7 +18,7 @@ mod timer;
 mod transcode;
 mod tunnel;
 
-pub use connection::{resume, serve};
+pub use connection::{resume, resume_tunnel, serve};
 pub use departure::{Departure, Leaving};
 pub use error::{Failure, Side};
 pub use site::{Site, Thread};

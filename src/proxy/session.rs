@@ -3,12 +3,15 @@
 
 use std::rc::Rc;
 
+use tokio::net::TcpStream;
+
 use super::Failure;
 use super::connection::Client;
 use super::flow::Flow;
 use super::request::obtain;
 use super::tally::Tally;
 use super::tunnel::{Ended, Patience, Tunnel};
+use crate::handoff::messages::{MovingFlow, MovingTunnel};
 use crate::stats::Counter;
 use crate::upstream::{Backend, Connection};
 
@@ -35,12 +38,52 @@ pub async fn through(client: &mut Client, backend: &Rc<Backend>, connection: Con
     (client.fields, client.response_fields) = (Vec::new(), Vec::new());
     let up = Flow::new(std::mem::take(&mut client.input), false);
     let down = Flow::new(connection.input, false);
-    let mut tunnel = Tunnel::new(up, down, tally.is_upgraded(), patience(client, backend));
-    let mut server = connection.stream;
-    let ended = tunnel.run(client, &mut server).await;
-    tally.bytes_in += tunnel.up.bytes;
-    tally.bytes_out += tunnel.down.bytes;
-    account(client, tally, ended);
+    let tunnel = Tunnel::new(up, down, tally.is_upgraded(), patience(client, backend));
+    run(client, tunnel, connection.stream, tally).await;
+}
+
+/// Goes on with a tunnel that an older worker has begun.
+pub async fn resume(client: &mut Client, to: (&Rc<Backend>, usize), server: TcpStream, past: MovingTunnel) {
+    let mut tally = Tally::unpack(client, to, past.account);
+    let flow = |past: MovingFlow| Flow::new(past.held, past.ended);
+    let tunnel = Tunnel::new(flow(past.up), flow(past.down), past.settled, patience(client, to.0));
+    run(client, tunnel, server, &mut tally).await;
+}
+
+async fn run(client: &mut Client, mut tunnel: Tunnel, mut server: TcpStream, tally: &mut Tally) {
+    loop {
+        match tunnel.run(client, &mut server).await {
+            Ended::Leaving if leave(client, &mut tunnel, &server, tally).await => return,
+            Ended::Leaving => client.stays = true,
+            Ended::Well => return account(client, tally, &tunnel, *b"--"),
+            Ended::Idle(state) | Ended::Broken(state) => return account(client, tally, &tunnel, state),
+        }
+    }
+}
+
+/// Offers the tunnel to the next worker, with what is held of it; true when it is that one's.
+async fn leave(client: &mut Client, tunnel: &mut Tunnel, server: &TcpStream, tally: &Tally) -> bool {
+    let thread = Rc::clone(&client.thread);
+    let (Some(departure), Some((backend, place))) = (thread.departure.get(), tally.server()) else { return false };
+    let (Some(up), Some(down)) = (pack(&mut tunnel.up), pack(&mut tunnel.down)) else { return false };
+    let moving = MovingTunnel {
+        frontend: client.site.config().name.clone(),
+        server: backend.moving(place),
+        peer: client.peer,
+        local: client.local,
+        up,
+        down,
+        settled: tunnel.settled,
+        left: client.timer.left(),
+        account: tally.pack(tunnel),
+    };
+    client.left = Some(moving.left);
+    client.outcome(departure.offer_tunnel(moving, client.stream.socket(), server)).await
+}
+
+fn pack(flow: &mut Flow) -> Option<MovingFlow> {
+    let held = flow.gather().ok()?.to_vec();
+    Some(MovingFlow { held, ended: flow.has_ended() })
 }
 
 fn patience(client: &Client, backend: &Backend) -> Patience {
@@ -52,11 +95,9 @@ fn patience(client: &Client, backend: &Backend) -> Patience {
     }
 }
 
-fn account(client: &Client, tally: &mut Tally, ended: Ended) {
-    let state = match ended {
-        Ended::Well => *b"--",
-        Ended::Idle(state) | Ended::Broken(state) => state,
-    };
+fn account(client: &Client, tally: &mut Tally, tunnel: &Tunnel, state: [u8; 2]) {
+    tally.bytes_in += tunnel.up.bytes;
+    tally.bytes_out += tunnel.down.bytes;
     match state[0] {
         b'C' | b'c' => tally.count(client, Counter::ClientAborts),
         b'S' | b's' => tally.count(client, Counter::ServerAborts),

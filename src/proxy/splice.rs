@@ -11,8 +11,8 @@ use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 const SPARE: usize = 32;
 /// Pipes of a thread: beyond this, bytes are copied.
 const MOST: usize = 512;
-/// Bytes asked for at once; a pipe takes what it has room for.
-const AT_ONCE: usize = 1024 * 1024;
+/// Bytes asked for at once: what a pipe holds has to fit into a message to another worker.
+const AT_ONCE: usize = 64 * 1024;
 
 thread_local! {
     static POOL: RefCell<Vec<Ends>> = const { RefCell::new(Vec::new()) };
@@ -75,6 +75,20 @@ impl Pipe {
         self.held -= moved.min(self.held);
         Ok(moved)
     }
+    /// Takes everything out, for a journey to another worker.
+    pub(super) fn empty_into(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+        let Some(ends) = &self.ends else { return Ok(()) };
+        let mut buffer = [0; 4096];
+        while self.held > 0 {
+            let read = nix::unistd::read(&ends.reader, &mut buffer)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            bytes.extend_from_slice(&buffer[..read]);
+            self.held -= read.min(self.held);
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Pipe {
@@ -126,6 +140,17 @@ mod tests {
         pipe.fill(&far).unwrap();
         drop(pipe);
         assert_eq!((ALIVE.get(), POOL.with_borrow(Vec::len)), (0, 0));
+    }
+
+    #[test]
+    fn what_a_pipe_holds_can_be_taken_along() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        near.write_all(&[7; 10_000]).unwrap();
+        let mut pipe = Pipe::take().unwrap();
+        let filled = pipe.fill(&far).unwrap();
+        let mut bytes = Vec::new();
+        pipe.empty_into(&mut bytes).unwrap();
+        assert_eq!((bytes, pipe.held()), (vec![7; filled], 0));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use super::connection::Client;
+use super::tunnel::Tunnel;
+use crate::handoff::messages::MovingAccount;
 use crate::http::RequestHead;
 use crate::logging::Record;
 use crate::stats::{Counter, Gauge, Slot};
@@ -77,6 +79,47 @@ impl Tally {
             entered: Vec::new(),
             connections: (0, 0),
         }
+    }
+
+    /// What another worker has to know of a tunnel through which so much has passed since.
+    pub fn pack(&self, tunnel: &Tunnel) -> MovingAccount {
+        MovingAccount {
+            accepted: self.began.0,
+            lasted: self.began.1.elapsed(),
+            http: self.http,
+            request_line: self.request_line.clone(),
+            request_ms: self.request_ms,
+            connect_ms: self.connect_ms,
+            response_ms: self.response_ms,
+            status: self.status,
+            bytes_in: self.bytes_in + tunnel.up.bytes,
+            bytes_out: self.bytes_out + tunnel.down.bytes,
+            retries: self.retries,
+            redispatched: self.redispatched,
+            backend_conns: self.connections.0,
+            server_conns: self.connections.1,
+        }
+    }
+
+    /// The account of a tunnel that another worker began: present here from now on, counted there.
+    pub fn unpack(client: &Client, (backend, server): (&Rc<Backend>, usize), past: MovingAccount) -> Self {
+        let mut tally = Self::session(client);
+        (tally.http, tally.request_line, tally.status) = (past.http, past.request_line, past.status);
+        (tally.request_ms, tally.connect_ms, tally.response_ms) = (past.request_ms, past.connect_ms, past.response_ms);
+        (tally.bytes_in, tally.bytes_out) = (past.bytes_in, past.bytes_out);
+        (tally.retries, tally.redispatched) = (past.retries, past.redispatched);
+        tally.connections = (past.backend_conns, past.server_conns);
+        for slot in [backend.slot, backend.servers[server].slot] {
+            slot.raise(Counter::SessionsMax, slot.enter(Gauge::Sessions));
+            tally.entered.push(slot);
+        }
+        (tally.backend, tally.server) = (Some(Rc::clone(backend)), Some(server));
+        tally
+    }
+
+    /// Where it leads.
+    pub fn server(&self) -> Option<(&Rc<Backend>, usize)> {
+        self.backend.as_ref().zip(self.server)
     }
 
     /// Whether requests came before what is now a tunnel.

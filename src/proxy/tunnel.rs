@@ -40,6 +40,8 @@ pub struct Tunnel {
 pub enum Ended {
     /// Both sides said so.
     Well,
+    /// Not at all: another worker may have it.
+    Leaving,
     /// Nothing moved for too long, or the worker ends.
     Idle([u8; 2]),
     /// A side broke off: neither may take what it has for the whole.
@@ -54,7 +56,7 @@ impl Tunnel {
 
     /// Moves bytes until both sides have ended.
     pub async fn run(&mut self, client: &mut Client, server: &mut TcpStream) -> Ended {
-        client.timer.set(self.limit());
+        client.timer.set(client.left.take().unwrap_or_else(|| self.limit()));
         let ended = poll_fn(|cx| self.poll(cx, client, server)).await;
         if matches!(ended, Ended::Broken(_)) {
             // Best effort: without it a side sees an end where there was a break.
@@ -67,15 +69,18 @@ impl Tunnel {
         if let Some(alarm) = client.timer.poll(cx) {
             return Poll::Ready(Ended::Idle(self.overdue(alarm)));
         }
+        if self.broken.is_none() && client.may_leave() {
+            return Poll::Ready(Ended::Leaving);
+        }
         let before = self.moved();
-        if let Poll::Ready(Err(broken)) = self.up.poll(cx, &mut client.stream, server, true) {
+        if let Poll::Ready(Err(broken)) = self.up.poll(cx, &mut client.stream, server) {
             match broken {
                 Broken::Sender => return Poll::Ready(Ended::Broken(*b"CD")),
                 // What the server said before it stopped listening still counts.
                 Broken::Receiver => self.give_up(*b"SD", |tunnel| &mut tunnel.up),
             }
         }
-        if let Poll::Ready(Err(broken)) = self.down.poll(cx, server, &mut client.stream, true) {
+        if let Poll::Ready(Err(broken)) = self.down.poll(cx, server, &mut client.stream) {
             match broken {
                 Broken::Sender => return Poll::Ready(Ended::Broken(self.broken.unwrap_or(*b"SD"))),
                 Broken::Receiver => self.give_up(*b"CD", |tunnel| &mut tunnel.down),

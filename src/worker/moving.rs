@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::Bundle;
+use crate::config::{Bundle, Frontend, Mode};
 use crate::handoff::fault::{self, Step};
-use crate::handoff::messages::{Moved, Moving, MovingClient, MovingServer};
+use crate::handoff::messages::{Moved, Moving, MovingClient, MovingServer, MovingTunnel};
 use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS};
 use crate::proxy::Leaving;
 
 /// How long the successor may take for one batch.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of request heads in one batch; base64 and the rest of a message come on top.
+/// Bytes of connections that travel along in one batch; base64 and the rest of a message come on top.
 const MOST_UNREAD: usize = 64 * 1024;
 
 /// A connection that came from an older worker.
@@ -31,6 +31,19 @@ pub enum Arrival {
         /// Fails when the older worker keeps it after all.
         go: oneshot::Receiver<()>,
     },
+    /// A tunnel, the client's socket first; it goes on once `go` says so.
+    Tunnel {
+        /// Frontend.
+        frontend: usize,
+        /// Backend and server.
+        to: (usize, usize),
+        /// What is known of it.
+        tunnel: Box<MovingTunnel>,
+        /// Its sockets.
+        sockets: [OwnedFd; 2],
+        /// Fails when the older worker keeps it after all.
+        go: oneshot::Receiver<()>,
+    },
     /// An idle one to a server, for the backend and server with these indices.
     Server(usize, usize, OwnedFd),
 }
@@ -38,17 +51,19 @@ pub enum Arrival {
 /// The newest worker behind a channel, once there is one.
 pub type Successor = watch::Receiver<Option<Arc<Channel>>>;
 
-type Client = (MovingClient, OwnedFd, oneshot::Sender<bool>);
+/// What is offered, its descriptors, and whom to tell whether it was taken.
+type Offer<T, const EACH: usize> = (T, [OwnedFd; EACH], oneshot::Sender<bool>);
 
 /// Sends away what the threads give up, batch by batch, until they are gone.
 pub async fn send_all(mut leaving: mpsc::UnboundedReceiver<Leaving>, successor: Successor) {
     let mut waiting = Vec::new();
     let mut broken: Option<Arc<Channel>> = None;
     while leaving.recv_many(&mut waiting, MAX_DESCRIPTORS).await > 0 {
-        let (mut clients, mut servers) = (Vec::new(), Vec::new());
+        let (mut clients, mut servers, mut tunnels) = (Vec::new(), Vec::new(), Vec::new());
         for one in waiting.drain(..) {
             match one {
-                Leaving::Client(client, socket, tell) => clients.push((client, socket, tell)),
+                Leaving::Client(client, socket, tell) => clients.push((client, [socket], tell)),
+                Leaving::Tunnel(tunnel, sockets, tell) => tunnels.push((*tunnel, sockets, tell)),
                 Leaving::Server(server, socket) => servers.push((server, socket)),
             }
         }
@@ -57,37 +72,50 @@ pub async fn send_all(mut leaving: mpsc::UnboundedReceiver<Leaving>, successor: 
         if broken.as_ref().is_some_and(|broken| Arc::ptr_eq(broken, &channel)) {
             continue;
         }
-        let sent = send_batches(&channel, clients).await;
-        if sent.is_err() || send_servers(&channel, servers).await.is_err() {
+        let sent = async {
+            send_offers(&channel, clients, |client| client.unread.len(), Moving::Clients).await?;
+            send_servers(&channel, servers).await?;
+            send_offers(&channel, tunnels, MovingTunnel::weight, Moving::Tunnels).await
+        };
+        if sent.await.is_err() {
             broken = Some(channel);
         }
     }
 }
 
-async fn send_batches(channel: &Channel, mut clients: Vec<Client>) -> Result<(), HandoffError> {
-    while !clients.is_empty() {
-        let count = batch(clients.iter().map(|(client, ..)| client.unread.len()));
-        let rest = clients.split_off(count);
-        send_clients(channel, std::mem::replace(&mut clients, rest)).await?;
+/// Offers all of these in as many messages as they need.
+async fn send_offers<T: Clone, const EACH: usize>(
+    channel: &Channel,
+    mut offers: Vec<Offer<T, EACH>>,
+    weight: impl Fn(&T) -> usize,
+    message: fn(Vec<T>) -> Moving,
+) -> Result<(), HandoffError> {
+    while !offers.is_empty() {
+        let count = batch(offers.iter().map(|(one, ..)| weight(one)), MAX_DESCRIPTORS / EACH);
+        let rest = offers.split_off(count);
+        send_batch(channel, std::mem::replace(&mut offers, rest), message).await?;
     }
     Ok(())
 }
 
 /// How many of these fit into one message; at least one.
-fn batch(unread: impl Iterator<Item = usize>) -> usize {
+fn batch(weights: impl Iterator<Item = usize>, most: usize) -> usize {
     let mut sum = 0;
-    let fitting = unread.take_while(|length| {
-        sum += length;
+    let fitting = weights.take_while(|weight| {
+        sum += weight;
         sum <= MOST_UNREAD
     });
-    fitting.take(MAX_DESCRIPTORS).count().max(1)
+    fitting.take(most).count().max(1)
 }
 
 /// An error drops the batch, which tells every connection in it that it stays.
-async fn send_clients(channel: &Channel, batch: Vec<Client>) -> Result<(), HandoffError> {
-    let message = Moving::Clients(batch.iter().map(|(client, ..)| client.clone()).collect());
-    let fds: Vec<_> = batch.iter().map(|(_, socket, _)| socket.as_fd()).collect();
-    channel.send(&message, &fds)?;
+async fn send_batch<T: Clone, const EACH: usize>(
+    channel: &Channel,
+    batch: Vec<Offer<T, EACH>>,
+    message: fn(Vec<T>) -> Moving,
+) -> Result<(), HandoffError> {
+    let fds: Vec<_> = batch.iter().flat_map(|(_, sockets, _)| sockets.iter().map(|socket| socket.as_fd())).collect();
+    channel.send(&message(batch.iter().map(|(one, ..)| one.clone()).collect()), &fds)?;
     fault::strike(Step::Sending).map_err(HandoffError::Channel)?;
     let moved = answer(channel).await?;
     for (place, (_, _, tell)) in batch.into_iter().enumerate() {
@@ -140,7 +168,8 @@ impl Reception {
     pub async fn receive_all(mut self, channel: Channel) {
         while let Ok(Some((moving, sockets))) = channel.recv::<Moving>().await {
             let taken = match moving {
-                Moving::Clients(clients) => self.take_clients(&channel, clients, sockets),
+                Moving::Clients(clients) => self.take(&channel, clients, sockets, client),
+                Moving::Tunnels(tunnels) => self.take(&channel, tunnels, sockets, tunnel),
                 Moving::Servers(servers) => self.take_servers(&channel, servers, sockets),
             };
             if taken.is_err() {
@@ -150,21 +179,23 @@ impl Reception {
     }
 
     /// Every connection waits on its thread until the older worker has been told that it is ours.
-    fn take_clients(
+    fn take<T, const EACH: usize>(
         &mut self,
         channel: &Channel,
-        clients: Vec<MovingClient>,
+        offered: Vec<T>,
         sockets: Vec<OwnedFd>,
+        arrival: impl Fn(&Bundle, T, [OwnedFd; EACH], oneshot::Receiver<()>) -> Option<Arrival>,
     ) -> Result<(), HandoffError> {
-        let (mut refused, mut going) = (Vec::new(), Vec::with_capacity(clients.len()));
-        if clients.len() != sockets.len() {
-            return channel.send(&Moved { refused: (0..clients.len()).collect() }, &[]);
+        let (mut refused, mut going) = (Vec::new(), Vec::with_capacity(offered.len()));
+        if offered.len() * EACH != sockets.len() {
+            return channel.send(&Moved { refused: (0..offered.len()).collect() }, &[]);
         }
-        for (place, (client, socket)) in clients.into_iter().zip(sockets).enumerate() {
+        let mut sockets = sockets.into_iter();
+        for (place, one) in offered.into_iter().enumerate() {
             let (start, go) = oneshot::channel();
-            let frontend = plain_frontend(&self.bundle, &client.frontend);
-            let taken = frontend.is_some_and(|frontend| self.deal(Arrival::Client { frontend, client, socket, go }));
-            if taken { going.push(start) } else { refused.push(place) }
+            let own: Vec<_> = sockets.by_ref().take(EACH).collect();
+            let arrival = own.try_into().ok().and_then(|own| arrival(&self.bundle, one, own, go));
+            if arrival.is_some_and(|arrival| self.deal(arrival)) { going.push(start) } else { refused.push(place) }
         }
         fault::strike(Step::Receiving).map_err(HandoffError::Channel)?;
         channel.send(&Moved { refused }, &[])?;
@@ -202,9 +233,24 @@ impl Reception {
     }
 }
 
+/// A client, if its frontend is here.
+fn client(bundle: &Bundle, client: MovingClient, [socket]: [OwnedFd; 1], go: oneshot::Receiver<()>) -> Option<Arrival> {
+    let frontend = plain_frontend(bundle, &client.frontend, Mode::Http)?;
+    Some(Arrival::Client { frontend, client, socket, go })
+}
+
+/// A tunnel, if its frontend and its server are here.
+fn tunnel(bundle: &Bundle, tunnel: MovingTunnel, sockets: [OwnedFd; 2], go: oneshot::Receiver<()>) -> Option<Arrival> {
+    let mode = if tunnel.account.http { Mode::Http } else { Mode::Tcp };
+    let frontend = plain_frontend(bundle, &tunnel.frontend, mode)?;
+    let to = place_of(bundle, &tunnel.server)?;
+    Some(Arrival::Tunnel { frontend, to, tunnel: Box::new(tunnel), sockets, go })
+}
+
 /// The frontend of this name, if plain connections may still go on there.
-fn plain_frontend(bundle: &Bundle, name: &str) -> Option<usize> {
-    bundle.frontends.iter().position(|frontend| frontend.name == name && frontend.tls.is_none())
+fn plain_frontend(bundle: &Bundle, name: &str, mode: Mode) -> Option<usize> {
+    let fits = |frontend: &Frontend| frontend.name == name && frontend.mode == mode && frontend.tls.is_none();
+    bundle.frontends.iter().position(fits)
 }
 
 fn place_of(bundle: &Bundle, moving: &MovingServer) -> Option<(usize, usize)> {
@@ -219,9 +265,9 @@ mod tests {
 
     #[test]
     fn a_batch_fits_into_one_message() {
-        assert_eq!(batch([0; 300].into_iter()), MAX_DESCRIPTORS);
-        assert_eq!(batch([MOST_UNREAD / 2 + 1; 5].into_iter()), 1);
-        assert_eq!(batch([MOST_UNREAD / 4; 5].into_iter()), 4);
-        assert_eq!(batch([MOST_UNREAD * 2].into_iter()), 1, "what travels alone travels all the same");
+        assert_eq!(batch([0; 300].into_iter(), MAX_DESCRIPTORS), MAX_DESCRIPTORS);
+        assert_eq!(batch([MOST_UNREAD / 2 + 1; 5].into_iter(), MAX_DESCRIPTORS), 1);
+        assert_eq!(batch([MOST_UNREAD / 4; 5].into_iter(), MAX_DESCRIPTORS), 4);
+        assert_eq!(batch([MOST_UNREAD * 2].into_iter(), MAX_DESCRIPTORS), 1, "what travels alone travels all the same");
     }
 }

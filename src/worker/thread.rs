@@ -228,6 +228,21 @@ impl Serving {
                     backend.adopt(server, stream);
                 }
             }
+            Arrival::Tunnel { frontend, to, tunnel, sockets, go } => {
+                let here = (Rc::clone(&self.thread), Rc::clone(&self.sites[frontend]));
+                let permits: Vec<_> = self.shared.limits[frontend].iter().map(Capacity::enter).collect();
+                let (guard, backend) = (OpenGuard::new(&self.open), Rc::clone(&self.backends[to.0]));
+                tokio::task::spawn_local(async move {
+                    let [client, server] = sockets;
+                    if go.await.is_ok()
+                        && let (Ok(client), Ok(server)) =
+                            (TcpStream::from_std(client.into()), TcpStream::from_std(server.into()))
+                    {
+                        proxy::resume_tunnel(here, (backend, to.1), [client, server], *tunnel).await;
+                    }
+                    drop((guard, permits));
+                });
+            }
             Arrival::Client { frontend, client, socket, go } => {
                 let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[frontend]));
                 let permits: Vec<_> = self.shared.limits[frontend].iter().map(Capacity::enter).collect();
