@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,10 +27,17 @@ fn read(name: &str) -> String {
 fn installed(configuration: &str) -> Site {
     let site = Site::new("");
     let folder = site.folder.path();
-    let certificate = support::certificate(folder, "REPLACEME.pem", &["localhost"]);
+    let certificate = site.path("self-signed.pem");
+    let output = support::output({
+        let mut command = Command::new(support::PROXY);
+        command.args(["self-signed", "--name", "localhost", "--out"]).arg(&certificate);
+        command
+    });
+    assert_eq!(code(&output), 0, "{}", text(&output.stderr));
     let moved = configuration
         .replace("\"proxyd\"", "\"root\"")
         .replace("/etc/pki/tls/certs/REPLACEME.pem", &certificate.display().to_string())
+        .replace("/etc/proxy/certs", &folder.display().to_string())
         .replace("/etc/proxy/errors", &shipped("etc/errors").display().to_string())
         .replace("/var/lib/proxy", &folder.display().to_string())
         .replace("/run/proxy", &folder.display().to_string())
@@ -66,35 +74,59 @@ fn what_the_default_configuration_only_suggests_passes_too() {
 
 #[test]
 fn the_default_configuration_serves_as_it_is_installed() {
-    let (statistics, closed) = (Port::new(), Port::new());
-    let mut configuration = read("etc/proxy.toml").replace("127.0.0.1:8998", &statistics.address.to_string());
-    for port in ["127.0.0.1:9000", "127.0.0.1:9001", "127.0.0.1:9002"] {
-        configuration = configuration.replace(port, &closed.address.to_string());
+    let (statistics, closed, front, secure) = (Port::new(), Port::new(), Port::new(), Port::new());
+    let syslog = UdpSocket::bind("127.0.0.1:0").unwrap();
+    syslog.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut configuration = read("etc/proxy.toml");
+    let ports = ["127.0.0.1:9000", "127.0.0.1:9001", "127.0.0.1:9002"].map(|port| (port, closed.address));
+    let own = [("127.0.0.1:8998", statistics.address), ("*:80", front.address), ("*:443", secure.address)];
+    for (port, ours) in ports.into_iter().chain(own).chain([("127.0.0.1:514", syslog.local_addr().unwrap())]) {
+        assert!(configuration.contains(port), "{port}");
+        configuration = configuration.replace(port, &ours.to_string());
     }
-    let front = Port::new();
-    let site = installed(&configuration.replace("*:80", &front.address.to_string()));
+    let site = installed(&configuration);
     let log = UnixDatagram::bind(site.path("log")).unwrap();
     log.set_read_timeout(Some(PATIENCE)).unwrap();
     let _daemon = site.start();
-    let answer = get(front.address, "/");
-    assert_eq!(answer.line, "HTTP/1.0 503 Service Unavailable");
-    assert!(answer.text().contains("No server is available"), "{answer:?}");
+    let answer = get(front.address, "/path");
+    assert_eq!(answer.line, "HTTP/1.1 301 Moved Permanently");
+    assert!(answer.text().is_empty() || !answer.text().contains("www-backend"), "{answer:?}");
+    let answer = Command::new("curl")
+        .args(["-sik", "--max-time", "10"])
+        .arg(format!("https://localhost:{}/", secure.address.port()))
+        .output()
+        .unwrap();
+    let answer = text(&answer.stdout);
+    assert!(answer.starts_with("HTTP/1.0 503 Service Unavailable"), "{answer}");
+    assert!(answer.contains("No server is available"), "{answer}");
     assert!(get(statistics.address, "/admin?stats").text().contains("www-backend"));
-    let line = access_line(&log);
-    // Facility local0, severity info.
-    assert!(line.starts_with("<134>") && line.contains(" proxy["), "{line}");
+    // Facility local0, severity info for requests, notice for events.
+    let mut buffer = [0; 4096];
+    let length = syslog.recv(&mut buffer).unwrap();
+    let line = text(&buffer[..length]);
+    assert!(line.starts_with("<134>") && line.contains(" proxy[") && line.contains("GET /path HTTP/1.1"), "{line}");
+    let length = log.recv(&mut buffer).unwrap();
+    let line = text(&buffer[..length]);
+    assert!(line.starts_with("<133>") && line.contains("serves"), "{line}");
 }
 
-/// The log line of a request.
-fn access_line(log: &UnixDatagram) -> String {
-    let mut buffer = [0; 4096];
-    loop {
-        let length = log.recv(&mut buffer).unwrap();
-        let line = text(&buffer[..length]);
-        if line.contains("GET / HTTP/1.1") {
-            return line;
-        }
-    }
+#[test]
+fn a_self_signed_certificate_is_its_owners_alone_and_never_replaced() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made.pem");
+    let make = || {
+        let mut command = Command::new(support::PROXY);
+        command.args(["self-signed", "--out"]).arg(&path);
+        support::output(command)
+    };
+    assert_eq!(code(&make()), 0);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let first = fs::read(&path).unwrap();
+    let again = make();
+    assert_eq!(code(&again), 1);
+    assert!(text(&again.stderr).contains("made.pem: File exists"), "{}", text(&again.stderr));
+    assert_eq!(fs::read(&path).unwrap(), first);
 }
 
 #[test]

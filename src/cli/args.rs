@@ -34,6 +34,8 @@ pub(super) enum Command {
     Status(StatusArgs),
     /// Stop the daemon
     Stop(StopArgs),
+    /// Make a self-signed certificate with its key, in one PEM
+    SelfSigned(SelfSignedArgs),
     /// Show it at work: three servers, TLS, statistics; no files, no root
     Demo(demo::DemoArgs),
     /// Measure what clients lose while the daemon is restarted or reloaded
@@ -147,6 +149,16 @@ pub(super) struct StopArgs {
     /// Let open connections finish first
     #[arg(long)]
     pub(super) graceful: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SelfSignedArgs {
+    /// File to make; one that exists is never replaced
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: PathBuf,
+    /// Host name or address it is for, repeatable; this machine's name, localhost, 127.0.0.1 and ::1 when absent
+    #[arg(long = "name", value_name = "NAME")]
+    pub(super) names: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ mod measure;
 mod origin;
 mod reload;
 mod run;
+mod self_signed;
 mod showcase;
 mod status;
 mod stop;
@@ -62,6 +63,7 @@ pub fn main() -> ExitCode {
         Command::ReloadSocket(target) => reload::run(&target, Some(crate::config::ReloadMode::Handover)),
         Command::Status(status) => status::run(&status),
         Command::Stop(stop) => stop::run(&stop),
+        Command::SelfSigned(wanted) => self_signed::run(&wanted),
         Command::Demo(demo) => demo::run(&demo),
         Command::Measure(measure) => measure::run(&measure),
         Command::Version(version) => version.print(),

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::origin;
+use super::self_signed::certificate;
 
 /// The installation.
 pub(super) struct Showcase {
@@ -45,7 +46,7 @@ impl Showcase {
         let [http, https, stats] = [own[0].local_addr()?, own[1].local_addr()?, own[2].local_addr()?];
         drop(own);
         let showcase = Self { folder, http, https, stats, origins: addresses };
-        showcase.write("site.pem", &certificate()?)?;
+        showcase.write("site.pem", &certificate(vec!["localhost".into(), "127.0.0.1".into()])?)?;
         showcase.write("proxy.toml", &showcase.configuration())?;
         Ok(showcase)
     }
@@ -119,13 +120,6 @@ servers = [
 /// The article's port where it is free, else one of the kernel's choice.
 fn listener(port: u16) -> io::Result<TcpListener> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).or_else(|_taken| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-}
-
-/// A self-signed certificate with its key, in one PEM as HAProxy wants it.
-fn certificate() -> Result<String, rcgen::Error> {
-    let names = vec![String::from("localhost"), String::from("127.0.0.1")];
-    let made = rcgen::generate_simple_self_signed(names)?;
-    Ok(made.cert.pem() + &made.signing_key.serialize_pem())
 }
 
 #[cfg(test)]
