@@ -7,6 +7,8 @@ mod check;
 mod client;
 mod daemon;
 mod demo;
+#[cfg(test)]
+mod documents;
 mod measure;
 mod origin;
 mod reload;

@@ -1,0 +1,254 @@
+# shellcheck shell=bash
+# Booted roots and load: what every scenario uses. Sourced by `run`, which sets CACHE, WORK and PATH of the packages.
+
+readonly COMMON=rsyslog,logrotate,iproute2,curl,apache2-utils,wrk,adduser,procps
+readonly URL=https://127.0.0.1/
+readonly USERS=20
+
+KIND='' SUITE='' INIT='' ROOT='' TARBALL='' NSPAWN='' LEADER='' LOAD='' ROWS='' WRONG=0
+
+die() {
+    echo "tests/system/run: $*" >&2
+    exit 1
+}
+
+# What a step was to show and did not; the rest still runs.
+wrong() {
+    echo "WRONG ($KIND): $*" >&2
+    WRONG=$((WRONG + 1))
+}
+
+expect() {
+    local what=$1
+    shift
+    "$@" || wrong "$what"
+}
+
+shut_down() {
+    # The root's pid 1 takes every process of the root with it.
+    [[ -z $LEADER ]] || kill -KILL "$LEADER" 2>/dev/null || :
+    [[ -z $NSPAWN ]] || wait "$NSPAWN" 2>/dev/null || :
+    LEADER='' NSPAWN=''
+    [[ -z $ROOT ]] || rm -rf --one-file-system "$ROOT"
+    ROOT=''
+}
+
+within() {
+    nsenter -t "$LEADER" -a -- env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@" </dev/null
+}
+
+# Waits for a command to succeed, a minute at most.
+eventually() {
+    local what=$1 began=$SECONDS
+    shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS - began < 60)) || die "$KIND: not within 60 s: $what"
+        sleep 0.1
+    done
+}
+
+bare_root() {
+    local include exclude
+    case $INIT in
+        systemd) include=systemd-sysv,dbus exclude=sysvinit-core ;;
+        sysvinit) include=sysvinit-core,sysv-rc,initscripts,orphan-sysvinit-scripts,lsb-base exclude=systemd-sysv ;;
+    esac
+    # Another list of packages is another root.
+    TARBALL=$CACHE/$KIND-$(cksum <<<"$include,$COMMON" | cut -d ' ' -f 1).tar
+    [[ ! -f $TARBALL ]] || return 0
+    echo "== $KIND: debootstrap"
+    debootstrap --variant=minbase "--include=$include,$COMMON" "--exclude=$exclude" "$SUITE" "$ROOT" \
+        ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$WORK/debootstrap.log" 2>&1 || {
+        tail -n 20 "$WORK/debootstrap.log" >&2
+        die "debootstrap of $SUITE failed"
+    }
+    rm -f "$ROOT"/var/cache/apt/archives/*.deb
+    mkdir -p "$CACHE"
+    tar -C "$ROOT" -cf "$TARBALL.new" .
+    mv "$TARBALL.new" "$TARBALL"
+    rm -rf --one-file-system "$ROOT"
+}
+
+booted() {
+    case $INIT in
+        systemd) [[ $(within systemctl is-system-running 2>/dev/null) == @(running|degraded) ]] ;;
+        sysvinit) [[ $(within runlevel) == 'N 2' ]] ;;
+    esac
+}
+
+# The servers behind: no step touches them, and every answer is the same, so that ab counts a shorter one as failed.
+origins() {
+    cat <<'PERL'
+use strict;
+use IO::Socket::INET;
+$SIG{PIPE} = 'IGNORE';
+my $answer = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\n" . "x" x 100;
+for my $port (9000 .. 9002) {
+    my $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1:$port", Listen => 1024, ReuseAddr => 1) or die $!;
+    for (1 .. 3) {
+        next if fork;
+        while (1) {
+            my $client = $listener->accept or next;
+            my $head = '';
+            1 while $head !~ /\r\n\r\n/ && sysread($client, $head, 8192, length $head);
+            syswrite($client, $answer);
+            close $client;
+        }
+    }
+}
+1 while wait > 0;
+PERL
+}
+
+start_origins() {
+    within setsid perl /usr/local/bin/origins >"$WORK/origins.log" 2>&1 &
+    eventually 'servers' within curl -fsS http://127.0.0.1:9000/
+}
+
+boot() {
+    ROOT=$WORK/root
+    bare_root
+    mkdir "$ROOT"
+    tar -C "$ROOT" -xf "$TARBALL"
+    origins >"$ROOT/usr/local/bin/origins"
+    cp "$WORK"/*.deb "$ROOT/root/"
+    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$ROOT" --boot --private-network --register=no \
+        --keep-unit --console=pipe </dev/null >"$WORK/$KIND.console" 2>&1 &
+    NSPAWN=$!
+    settle ''
+}
+
+# Waits until the system is up whose first process is not the given one.
+settle() {
+    eventually 'a first process' first_process_other_than "$1"
+    LEADER=$(pgrep -P "$NSPAWN")
+    eventually 'a booted system' booted
+    # minbase brings no link up.
+    within ip link set lo up
+    eventually 'rsyslogd' within pgrep -x rsyslogd
+    start_origins
+}
+
+first_process_other_than() {
+    local now
+    now=$(pgrep -P "$NSPAWN") && [[ $now != "$1" ]]
+}
+
+reboot_it() {
+    local before=$LEADER
+    within reboot || :
+    settle "$before"
+}
+
+# Every file there is, without what any package manager and any log writes.
+inventory() {
+    within find /etc /opt /root /run /srv /usr /var -xdev | grep -vE \
+        -e '^/var/(cache|log/(apt|journal|alternatives|dpkg|syslog|messages|user|daemon|auth|kern|mail|debug)|lib/(dpkg|apt|systemd/timers))' \
+        -e '^/run/(systemd|lock|udev|user|log|mount|initctl|ab|adduser)|^/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$|__pycache__' |
+        grep -vE -e '^/var/tmp/|^/var/lib/(systemd|logrotate)/?(random|catalog|status)' | sort
+}
+
+master() {
+    within cat /run/proxy/proxy.pid
+}
+
+worker() {
+    within pgrep -P "$(master)" | tail -n 1
+}
+
+serves() {
+    within curl -fsSk -o /dev/null --max-time 5 "$URL"
+}
+
+# The init system's own words for what is done to the service.
+service() {
+    case $INIT:$1 in
+        systemd:reload) within systemctl reload proxy ;;
+        sysvinit:reload) within service proxy reload-socket ;;
+        systemd:*) within systemctl "$1" proxy ;;
+        sysvinit:*) within service proxy "$1" ;;
+    esac
+}
+
+# Nothing goes on after one that fails.
+apt_get() {
+    within apt-get -y "$@" >"$WORK/apt" 2>&1 || {
+        cat "$WORK/apt" >&2
+        die "$KIND: apt-get $*"
+    }
+    if grep -iE '^(warning|error)|^(invoke-rc.d|dpkg): ' "$WORK/apt" | grep -v 'policy-rc.d denied'; then
+        wrong "apt-get $* complains"
+    fi
+}
+
+# Requests and failed ones of ab. It counts a reset or refused connection under three headings: the largest is how
+# many there were.
+tally_ab() {
+    awk '
+        /^Complete requests:/ { all = $3 }
+        /^ +\(Connect:/ {
+            gsub(/[(),]/, "")
+            for (column = 2; column <= 8; column += 2) if ($column + 0 > broken) broken = $column + 0
+        }
+        /^Non-2xx responses:/ { other = $3 }
+        END { print all + 0, broken + other }' "$WORK/load"
+}
+
+# The same of wrk, whose every socket error is one request.
+tally_wrk() {
+    awk '
+        / requests in / { all = $1 }
+        /Socket errors:/ { gsub(/,/, ""); broken = $4 + $6 + $8 + $10 }
+        /Non-2xx or 3xx responses:/ { other = $NF }
+        END { print all + 0, broken + other }' "$WORK/load"
+}
+
+# One connection per request by ab; connections that are kept by wrk.
+start_load() {
+    local tool=$1
+    within rm -f /run/load.pid
+    # shellcheck disable=SC2016
+    case $tool in
+        ab) within sh -c 'echo $$ >/run/load.pid; exec ab -r -s 20 -f TLS1.2 -n 2000000 -c "$1" "$2"' ab "$USERS" "$URL" ;;
+        wrk) within sh -c 'echo $$ >/run/load.pid; exec wrk -t 2 -c "$1" -d 600s --timeout 20s "$2"' wrk "$USERS" "$URL" ;;
+    esac >"$WORK/load" 2>"$WORK/load.err" &
+    LOAD=$!
+    eventually 'load' within test -s /run/load.pid
+    sleep 0.5
+}
+
+stop_load() {
+    sleep 0.5
+    # shellcheck disable=SC2016
+    within sh -c 'kill -INT "$(cat /run/load.pid)"' 2>/dev/null || :
+    wait "$LOAD" || :
+}
+
+# Runs a step under load, and a row of the table about it. A limit is how many requests may fail; - is any number.
+# Inside a step `set -e` does not hold: it says || return.
+step() {
+    local tool=ab
+    if [[ $1 == --kept ]]; then
+        tool=wrk
+        shift
+    fi
+    local title=$1 limit=$2 began requests failed took
+    shift 2
+    start_load "$tool"
+    began=$(date +%s%N)
+    "$@" >"$WORK/step" 2>&1 || {
+        wrong "$title"
+        cat "$WORK/step" >&2
+    }
+    took=$((($(date +%s%N) - began) / 1000000))
+    stop_load
+    read -r requests failed < <("tally_$tool")
+    if [[ $limit != - ]]; then
+        ((requests > 0 && failed <= limit)) || wrong "$title: $failed of $requests requests failed, $limit may"
+    else
+        limit=any
+    fi
+    ROWS+="$KIND|$title|$requests|$failed|$limit|$took"$'\n'
+    echo "   $title: $failed of $requests failed"
+}

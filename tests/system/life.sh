@@ -1,0 +1,225 @@
+# shellcheck shell=bash
+# The package's life in a booted root: install, every action, crash, upgrade, reboot, purge. Sourced by `run`.
+
+# The pid file and, under systemd, MAINPID name one live process at every look, until the file of `sampling` goes.
+sampler() {
+    cat <<'SH'
+while [ -e /run/sampling ]; do
+    read -r pid </run/proxy/proxy.pid || pid=none
+    kill -0 "$pid" 2>/dev/null || echo "the pid file names $pid, which is no process"
+    if [ -d /run/systemd/system ]; then
+        main=$(systemctl show -p MainPID --value proxy)
+        [ "$main" = "$pid" ] || echo "MAINPID is $main, the pid file says $pid"
+    fi
+    echo >>/run/samples
+    sleep 0.01
+done
+SH
+}
+
+sampled() {
+    local sampling outcome=0
+    within sh -c 'rm -f /run/samples; touch /run/sampling'
+    within sh -c "$(sampler)" >"$WORK/samples" 2>&1 &
+    sampling=$!
+    "$@" || outcome=1
+    within rm -f /run/sampling
+    wait "$sampling" || :
+    cat "$WORK/samples"
+    echo "   MAINPID and pid file: $(within sh -c 'wc -l </run/samples') samples" >>"$WORK/notes"
+    [[ $outcome == 0 && ! -s $WORK/samples && $(within sh -c 'wc -l </run/samples') -gt 10 ]]
+}
+
+reloads() {
+    local pid
+    pid=$(master)
+    for ((count = 0; count < $1; count++)); do
+        service reload || return
+        sleep 0.2
+    done
+    [[ $(master) == "$pid" ]]
+}
+
+# `service` on a systemd machine runs the init script itself for this action: it must find the unit's daemon.
+reload_socket_beside_systemd() {
+    local pid
+    pid=$(master)
+    within service proxy reload-socket || return
+    within systemctl reload proxy & within service proxy reload-socket || return
+    wait "$!" || return
+    [[ $(master) == "$pid" && $(within pgrep -cx proxy -P 1) == 1 ]]
+}
+
+kill_worker() {
+    local worker
+    worker=$(worker)
+    within kill -KILL "$worker" || return
+    eventually 'another worker' worker_other_than "$worker"
+}
+
+worker_other_than() {
+    local now
+    now=$(within pgrep -P "$(master)")
+    [[ -n $now ]] && ! grep -qx "$1" <<<"$now" && serves
+}
+
+kill_master() {
+    local pid
+    pid=$(master)
+    within kill -KILL "$pid" || return
+    # Nobody but an administrator starts it again without a supervisor: over the stale pid file.
+    if [[ $INIT == sysvinit ]]; then
+        [[ $(service status) == *'is dead, but'* ]] || echo "status: $(service status)"
+        service start || return
+    fi
+    eventually 'another master' master_other_than "$pid"
+}
+
+master_other_than() {
+    [[ $(master) != "$1" ]] && serves
+}
+
+broken_reload() {
+    local pid code=0
+    pid=$(master)
+    within sed -i 's/^maxconn /maxcon /' /etc/proxy/proxy.toml || return
+    service reload >"$WORK/said" 2>&1 || code=$?
+    if [[ $INIT == systemd ]]; then
+        within journalctl --no-pager -q -u proxy >"$WORK/said"
+    fi
+    within sed -i 's/^maxcon /maxconn /' /etc/proxy/proxy.toml
+    cat "$WORK/said"
+    [[ $code -ne 0 ]] && grep -q 'did you mean .maxconn' "$WORK/said" && [[ $(master) == "$pid" ]]
+}
+
+install_over() {
+    local pid
+    pid=$(master)
+    within apt-get install -y --reinstall "/root/$1" || return
+    [[ $(master) == "$pid" ]] && serves && service reload && [[ $(master) == "$pid" ]]
+}
+
+stale_pid_files() {
+    service stop
+    expect 'stop leaves no process' test -z "$(within pgrep -x proxy)"
+    expect 'the port is free at once' within perl -MIO::Socket::INET -e \
+        'IO::Socket::INET->new(LocalAddr => "0.0.0.0:443", Listen => 1) or die $!'
+    [[ $INIT == sysvinit ]] || return 0
+    within mkdir -p /run/proxy
+    # The pid of a process that is somebody else's.
+    local foreign
+    foreign=$(within pgrep -x rsyslogd)
+    within sh -c "echo $foreign >/run/proxy/proxy.pid"
+    expect 'a foreign pid is not taken for ours' within sh -c '! service proxy status'
+    expect 'stop spares a foreign process' service stop
+    expect 'the foreign process lives' within kill -0 "$foreign"
+    within sh -c "echo $foreign >/run/proxy/proxy.pid"
+    expect 'start over a foreign pid' service start
+    within rm /run/proxy/proxy.pid
+    expect 'reload-socket without a pid file' service reload
+    expect 'a second start is none' service start
+    expect 'one master' test "$(within pgrep -fc 'proxy run')" = 1
+    expect 'stop without a pid file' service stop
+    expect 'nothing is left' test -z "$(within pgrep -x proxy)"
+    # Two at once: one daemon.
+    service start >/dev/null 2>&1 &
+    local first=$!
+    service start >/dev/null 2>&1 || :
+    wait "$first" || :
+    expect 'two starts at once are one daemon' test "$(within pgrep -fc 'proxy run')" = 1
+    expect 'it serves' serves
+    service stop
+}
+
+rebooted() {
+    service start
+    expect 'it serves before the reboot' serves
+    reboot_it
+    eventually 'service after a reboot' serves
+    expect 'the service runs after a reboot' service status >/dev/null
+}
+
+installed_but_forbidden() {
+    within sh -c 'printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d'
+    apt_get install /root/proxy.deb
+    expect 'policy-rc.d forbids the start' test -z "$(within pgrep -x proxy)"
+    apt_get purge proxy
+    within rm /usr/sbin/policy-rc.d
+}
+
+install_first() {
+    apt_get install /root/proxy.deb
+    expect 'it serves after the install' serves
+    expect 'the service is running' service status >/dev/null
+    expect 'workers are not root' test "$(within ps -o user= -p "$(worker)")" = proxyd
+    expect 'workers are in the chroot' test "$(within readlink "/proc/$(worker)/root")" = /var/lib/proxy
+    expect 'the key is the group'\''s to read only' test \
+        "$(within stat -c '%a %U:%G' /etc/proxy/certs/self-signed.pem)" = '640 root:proxyd'
+    expect 'HTTP is sent to HTTPS' within sh -c 'curl -sI http://127.0.0.1/ | grep -q "^Location: https://"'
+    expect 'the pages are there' within sh -c 'test -s /usr/share/man/man8/proxy.8.gz'
+}
+
+removed() {
+    service start
+    expect 'it serves after start' serves
+    apt_get remove proxy
+    expect 'remove stops the service' test -z "$(within pgrep -x proxy)"
+    expect 'remove keeps the configuration' within test -f /etc/proxy/proxy.toml
+    apt_get install /root/proxy.deb
+    expect 'it serves after remove and install' serves
+    apt_get purge proxy
+    expect 'purge stops the service' test -z "$(within pgrep -x proxy)"
+    expect 'purge leaves no account' within sh -c '! getent passwd proxyd && ! getent group proxyd'
+}
+
+confined() {
+    expect 'the unit is sound' within systemd-analyze verify --man=no proxy.service
+    # Older ones know no threshold.
+    [[ $SUITE != bullseye ]] || return 0
+    expect 'the unit is confined' within systemd-analyze security --offline=true --threshold=20 --no-pager \
+        /lib/systemd/system/proxy.service >"$WORK/confined"
+    tail -n 1 "$WORK/confined"
+}
+
+# Everything, where the root is one to test in full.
+full_life() {
+    step 'nothing' 0 sleep 2
+    step '100 reloads, one each 0.2 s' 0 sampled reloads 100
+    step --kept '20 reloads, connections kept' 0 reloads 20
+    if [[ $INIT == systemd ]]; then
+        step 'service proxy reload-socket beside systemctl reload' 0 reload_socket_beside_systemd
+    fi
+    # What the worker was answering goes with it, at most one request of each user; nobody else notices.
+    step 'kill -9 of the worker' "$USERS" kill_worker
+    step 'reload of a broken file' 0 broken_reload
+    step 'the same package again' 0 install_over proxy.deb
+    step 'a next version' 0 sampled upgrade
+    step 'a next version that cannot run' 0 unusable_upgrade
+    step 'a next version that refuses the configuration' 0 refused_upgrade
+    step 'restart' - service restart
+    expect 'it serves after the restart' serves
+    step 'kill -9 of the master' - kill_master
+    logs
+}
+
+life() {
+    echo "== $KIND"
+    boot
+    inventory >"$WORK/before"
+    installed_but_forbidden
+    install_first
+    [[ $INIT != systemd ]] || confined
+    if [[ $SUITE == bookworm ]]; then
+        full_life
+    else
+        step '20 reloads, one each 0.2 s' 0 sampled reloads 20
+        step 'a next version' 0 sampled upgrade
+    fi
+    stale_pid_files
+    [[ $SUITE != bookworm ]] || rebooted
+    service stop
+    removed
+    inventory >"$WORK/after"
+    diff "$WORK/before" "$WORK/after" || wrong 'purge leaves files, or took some'
+    shut_down
+}

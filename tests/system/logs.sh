@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# Access lines in a real rsyslogd, by UDP 514 and by /dev/log: one for each request, whatever happens to rsyslogd.
+# Sourced by `run`.
+
+readonly REQUESTS=3000
+
+# Beside the shipped rule: a file for each way a line comes, and a second target for access lines.
+log_both_ways() {
+    within tee /etc/rsyslog.d/10-count.conf >/dev/null <<'CONF'
+if $programname == 'proxy' and $msg contains 'GET /count' then {
+    if $inputname == 'imudp' then { action(type="omfile" file="/var/log/count-udp.log") stop }
+    action(type="omfile" file="/var/log/count-dev.log")
+    stop
+}
+CONF
+    within tee -a /etc/proxy/proxy.toml >/dev/null <<'TOML'
+
+[[log]]
+target   = "syslog:/dev/log"
+facility = "local0"
+only     = ["access"]
+TOML
+    within service rsyslog restart
+    eventually 'rsyslogd' within pgrep -x rsyslogd
+    service reload
+}
+
+# A run of requests that must all succeed; prints nothing.
+run_of() {
+    within ab -f TLS1.2 -l -n "$1" -c "$USERS" "${URL}count$2" >"$WORK/load" 2>"$WORK/load.err" || return
+    local requests failed
+    read -r requests failed < <(tally_ab)
+    [[ $requests == "$1" && $failed == 0 ]]
+}
+
+lines() {
+    within sh -c "grep -c 'GET /count$2 ' /var/log/count-$1.log || :"
+}
+
+lines_are() {
+    [[ $(lines "$1" "$2") == "$3" ]]
+}
+
+dropped() {
+    within proxy status | sed -n 's/.*log lines dropped: \([0-9]*\).*/\1/p'
+}
+
+log_sockets_recreated() {
+    case $INIT in
+        # It unlinks and binds /dev/log itself.
+        sysvinit) within service rsyslog restart ;;
+        systemd) within systemctl restart systemd-journald-dev-log.socket systemd-journald.service rsyslog.service ;;
+    esac
+    eventually 'rsyslogd' within pgrep -x rsyslogd
+}
+
+rsyslog_stops() {
+    case $INIT in
+        sysvinit) within service rsyslog stop ;;
+        systemd) within systemctl stop rsyslog.service syslog.socket ;;
+    esac
+    eventually 'no rsyslogd' within sh -c '! pgrep -x rsyslogd'
+}
+
+log_row() {
+    local title=$1 word=$2
+    ROWS+="$KIND|$title: lines by UDP, by /dev/log|$REQUESTS|$(lines udp "$word"), $(lines dev "$word")|$REQUESTS each|"$'\n'
+    echo "   $title: $(lines udp "$word") lines by UDP, $(lines dev "$word") by /dev/log of $REQUESTS requests"
+}
+
+logs() {
+    local before way
+    log_both_ways
+    before=$(dropped)
+    run_of "$REQUESTS" -one || wrong 'requests fail while rsyslogd runs'
+    for way in udp dev; do
+        eventually "every line by $way" lines_are "$way" -one "$REQUESTS"
+    done
+    expect 'no line was dropped' test "$(dropped)" = "$before"
+    rsyslog_stops
+    run_of "$REQUESTS" -down || wrong 'requests fail while rsyslogd is down'
+    within service rsyslog start
+    eventually 'rsyslogd' within pgrep -x rsyslogd
+    expect 'what a missing receiver cost is counted' test "$(dropped)" -gt "$before"
+    log_sockets_recreated
+    # The first datagram after it may tell us only that the old socket is gone.
+    run_of 100 -warm || wrong 'requests fail after rsyslogd came back'
+    before=$(dropped)
+    run_of "$REQUESTS" -two || wrong 'requests fail after rsyslogd came back'
+    for way in udp dev; do
+        eventually "every line by $way after rsyslogd came back" lines_are "$way" -two "$REQUESTS"
+    done
+    expect 'no line was dropped after rsyslogd came back' test "$(dropped)" = "$before"
+    for way in -one -two; do log_row "rsyslog $([[ $way == -one ]] && echo runs || echo back)" "$way"; done
+    # Once more, now that nothing can be on its way: exactly one line each, no second one.
+    expect 'no line came twice' test "$(lines udp -one),$(lines dev -one)" = "$REQUESTS,$REQUESTS"
+}

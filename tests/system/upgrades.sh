@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# Next versions of the package: one that works, one whose program cannot run, one that refuses the configuration.
+# Sourced by `run`.
+
+# next.deb, unusable.deb, refusing.deb and mended.deb, each a later version than the one before.
+next_packages() {
+    local name number=0
+    dpkg-deb -R "$WORK/proxy.deb" "$WORK/unpacked"
+    cp "$WORK/unpacked/usr/sbin/proxy" "$WORK/program"
+    for name in next unusable refusing mended; do
+        number=$((number + 1))
+        sed -i "s/^\(Version: [^+]*\).*/\1+$number/" "$WORK/unpacked/DEBIAN/control"
+        "program_of_$name" >"$WORK/unpacked/usr/sbin/proxy"
+        dpkg-deb --root-owner-group -Zgzip -z1 -b "$WORK/unpacked" "$WORK/$name.deb" >/dev/null
+    done
+    rm -rf "$WORK/unpacked" "$WORK/program"
+}
+
+program_of_next() {
+    cat "$WORK/program"
+}
+
+program_of_unusable() {
+    head -c 4096 "$WORK/program"
+}
+
+program_of_refusing() {
+    # shellcheck disable=SC2016
+    printf '#!/bin/sh\n[ "$1" != version ] || exec echo proxy 99\necho "error: maxconn is gone" >&2\nexit 1\n'
+}
+
+program_of_mended() {
+    cat "$WORK/program"
+}
+
+runs_what_is_installed() {
+    [[ $(within readlink "/proc/$(master)/exe") == /usr/sbin/proxy ]]
+}
+
+# The running daemon becomes the new version: same pid, new program.
+upgrade() {
+    local pid
+    pid=$(master)
+    within apt-get install -y /root/next.deb || return
+    [[ $(master) == "$pid" ]] && serves && runs_what_is_installed && service reload && [[ $(master) == "$pid" ]]
+}
+
+unusable_upgrade() {
+    local pid
+    pid=$(master)
+    ! within apt-get install -y /root/unusable.deb >"$WORK/said" 2>&1 || return
+    cat "$WORK/said"
+    grep -q 'the new program cannot run' "$WORK/said" && [[ $(master) == "$pid" ]] && serves
+}
+
+refused_upgrade() {
+    local pid
+    pid=$(master)
+    within apt-get install -y /root/refusing.deb >"$WORK/said" 2>&1
+    cat "$WORK/said"
+    grep -q 'maxconn is gone' "$WORK/said" && grep -q 'goes on serving' "$WORK/said" || return
+    [[ $(master) == "$pid" ]] && serves || return
+    # And from there the next good one takes over.
+    within apt-get install -y /root/mended.deb || return
+    [[ $(master) == "$pid" ]] && serves && runs_what_is_installed
+}
