@@ -169,7 +169,7 @@ fn the_defaults_file_shows_the_scripts_own_defaults() {
     let defaults = read("etc/default/proxy");
     let settings: Vec<_> =
         defaults.lines().filter_map(|line| line.strip_prefix('#').filter(|s| !s.starts_with(' '))).collect();
-    assert_eq!(settings.len(), 5);
+    assert_eq!(settings.len(), 4);
     for setting in settings {
         assert!(script.lines().any(|line| line == setting), "{setting}");
     }

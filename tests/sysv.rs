@@ -321,26 +321,6 @@ fn a_daemon_that_cannot_be_asked_is_found_by_its_pid_file() {
 }
 
 #[test]
-fn a_disabled_service_is_not_started_but_can_be_managed() {
-    let service = Service::proxying(&[Origin::named("one").address]);
-    service.defaults("ENABLED=0");
-    for action in ["start", "restart"] {
-        assert!(text(&service.act(action, 0).stdout).contains("disabled"));
-        assert!(service.is_down());
-    }
-    service.defaults("ENABLED=1");
-    service.act("start", 0);
-    service.defaults("ENABLED=0");
-    let pid = service.pid();
-    service.act("restart", 0);
-    service.act("reload-socket", 0);
-    service.act("status", 0);
-    assert_eq!(service.pid(), pid);
-    service.act("stop", 0);
-    assert!(service.is_down());
-}
-
-#[test]
 fn a_removed_package_does_not_disturb_the_boot() {
     let service = Service::proxying(&[Origin::named("one").address]);
     service.defaults("DAEMON=/nowhere/proxy");

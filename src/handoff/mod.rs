@@ -10,4 +10,4 @@ pub mod messages;
 
 pub use channel::{Channel, MAX_DESCRIPTORS};
 pub use error::HandoffError;
-pub use memory_file::memfd;
+pub use memory_file::{memfd_is_missing, memory_file, seal_length};

@@ -454,7 +454,7 @@ impl Master {
     }
 
     /// An event for the log, and for whoever watches the foreground.
-    fn say(&self, severity: Severity, message: &str) {
+    pub(super) fn say(&self, severity: Severity, message: &str) {
         for line in message.lines().filter(|line| !line.trim().is_empty()) {
             self.log.event(severity, line);
         }

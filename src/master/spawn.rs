@@ -18,7 +18,7 @@ use super::events::Event;
 use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, PROTOCOL_VERSION, Slots, Start, ToWorker};
-use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS, memfd};
+use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS, memory_file};
 use crate::logging;
 
 /// A worker that is not ready after this long is given up.
@@ -195,7 +195,7 @@ fn hand_over(channel: &Channel, orders: Orders<'_>) -> Result<(), MasterError> {
 
 fn bundle_file(bundle: &Bundle) -> Result<File, MasterError> {
     let failed = |source| MasterError::File { path: "bundle".into(), source };
-    let mut file = memfd("bundle")?;
+    let mut file = memory_file("bundle").map_err(failed)?;
     file.write_all(&serde_json::to_vec(bundle)?).map_err(failed)?;
     file.rewind().map_err(failed)?;
     Ok(file)

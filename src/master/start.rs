@@ -20,6 +20,8 @@ use super::slots::Directory;
 use super::tickets::TicketRing;
 use super::{MasterError, lifecycle, listeners};
 use crate::config::{self, ReloadMode};
+use crate::handoff::memfd_is_missing;
+use crate::logging::Severity;
 use crate::socket::Sharing;
 use crate::stats::Memory;
 
@@ -86,6 +88,9 @@ pub(super) async fn start(
     let blank = lifecycle::Blank::of(&plan, memory, tickets);
     let prepared = prepare(plan).await.map_err(|(_, error)| error)?;
     let master = lifecycle::Master::first(options, blank, prepared)?;
+    if let Some(lack) = memfd_is_missing() {
+        master.say(Severity::Warning, lack);
+    }
     master.signal_predecessors();
     Ok(master)
 }

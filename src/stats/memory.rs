@@ -8,14 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-use nix::sys::stat::{Mode, fstat};
-use nix::unistd::ftruncate;
+use nix::sys::stat::fstat;
 
 use super::counters::{COUNTERS, GAUGES, Gauge, Slot};
 use super::error::StatsError;
+use crate::handoff::{memory_file, seal_length};
 
 /// Slots a new memory has unless told otherwise; the file is sparse, unused ones cost nothing.
 pub const SLOTS: u32 = 16_384;
@@ -154,27 +152,12 @@ fn words(slots: u32) -> Option<NonZeroUsize> {
     NonZeroUsize::new(HEADER_WORDS + slots * (COUNTERS + LANES as usize * GAUGES))
 }
 
-/// A memfd that nobody can shrink (a mapping beyond the end would be fatal), or where the kernel
-/// has none, a nameless file.
+/// A file in memory that nobody can shrink (a mapping beyond the end would be fatal) where the kernel can see to it.
 fn anonymous_file(bytes: usize) -> io::Result<OwnedFd> {
-    let length = i64::try_from(bytes).map_err(io::Error::other)?;
-    if let Ok(file) = memfd_create(c"proxy-stats", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING) {
-        ftruncate(&file, length)?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        return Ok(file);
-    }
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for directory in ["/dev/shm", "/run", "/tmp"] {
-        match open(directory, OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR) {
-            Ok(file) => {
-                ftruncate(&file, length)?;
-                return Ok(file);
-            }
-            Err(error) => last = error.into(),
-        }
-    }
-    Err(last)
+    let file = memory_file("proxy-stats")?;
+    file.set_len(u64::try_from(bytes).map_err(io::Error::other)?)?;
+    seal_length(&file)?;
+    Ok(file.into())
 }
 
 /// Maps the first `length` words of a file, for as long as the process lives.
