@@ -137,6 +137,11 @@ fn the_example_passes_and_warns_of_its_password_only() {
 }
 
 #[test]
+fn the_example_of_tcp_mode_passes_without_a_warning() {
+    assert_eq!(warnings(&installed(&read("etc/examples/tcp.toml"))), "");
+}
+
+#[test]
 fn error_pages_are_whole_responses_with_true_line_ends() {
     for status in PAGES {
         let page = read(&format!("etc/errors/{status}.http"));

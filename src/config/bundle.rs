@@ -217,6 +217,12 @@ pub struct Frontend {
     pub binds: Vec<Bind>,
     /// Index of its backend in `Bundle::backends`; `None` when every request is redirected.
     pub backend: Option<usize>,
+    /// How long a ClientHello is waited for before a way is chosen; `None` where none depends on it.
+    #[serde(default)]
+    pub inspect: Option<Duration>,
+    /// Ways that some connections go instead; the first that fits.
+    #[serde(default)]
+    pub routes: Vec<Route>,
     /// Client connections held at most by one worker.
     pub maxconn: Option<u32>,
     /// TLS, when certificates are given.
@@ -252,6 +258,15 @@ pub enum Mode {
     Http,
     /// Bytes both ways.
     Tcp,
+}
+
+/// One `[[frontend.NAME.route]]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Route {
+    /// Names a TLS client may ask for, lower case; `*.` stands for one label or more.
+    pub sni: Vec<String>,
+    /// Index of its backend in `Bundle::backends`.
+    pub backend: usize,
 }
 
 /// Client-side timeouts.

@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::ciphers::TlsDefaults;
 use super::defaults::{Half, Settings};
 use super::listen::binds;
-use super::report::suggestion;
+use super::route::{named_backend, routes};
 use super::section::{Section, Text, as_section, as_text};
 use super::{Action, Certificate, Frontend, HeaderEdits, Mode, Redirect, Rule, TlsServer, certificates};
 
@@ -41,11 +41,18 @@ pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundi
     }
     let binds = binds(&mut section);
     let rules: Vec<_> = section.tables("rule").into_iter().filter_map(rule).collect();
+    let (inspect, routes) = match settings.mode {
+        Mode::Tcp => routes(&mut section, around.backends),
+        Mode::Http => (None, Vec::new()),
+    };
+    let elsewhere = !routes.is_empty() || rules.iter().any(|rule| rule.tls.is_none());
     let frontend = Frontend {
         name: name.text.clone(),
         mode: settings.mode,
         binds,
-        backend: backend(&mut section, (settings.mode, around.backends), &rules),
+        backend: backend(&mut section, (settings.mode, around.backends), elsewhere),
+        inspect,
+        routes,
         maxconn: section.integer("maxconn", 1..=10_000_000),
         tls: section.table("tls").map(|tls| tls_server(tls, around.tls)),
         request_headers: edits(section.table("request-headers")),
@@ -87,36 +94,16 @@ fn suit_tcp(section: &mut Section<'_>, settings: &mut Settings) {
 }
 
 /// The backend that is named, which understands as much as the frontend does.
-fn backend(section: &mut Section<'_>, (mode, backends): (Mode, &[(String, Mode)]), rules: &[Rule]) -> Option<usize> {
+fn backend(section: &mut Section<'_>, (mode, backends): (Mode, &[(String, Mode)]), elsewhere: bool) -> Option<usize> {
     let Some(name) = section.text("backend") else {
-        if section.value("backend").is_none() && !rules.iter().any(|rule| rule.tls.is_none()) {
+        if section.value("backend").is_none() && !elsewhere {
             let message = format!("{} has no backend", section.name);
-            section.report.error(section.span.clone(), message, "add backend = \"NAME\", or a rule without `when`");
+            let or = if mode == Mode::Tcp { "routes" } else { "a rule without `when`" };
+            section.report.error(section.span.clone(), message, format!("add backend = \"NAME\", or {or}"));
         }
         return None;
     };
     named_backend(&name, mode, backends, section)
-}
-
-/// The place of a backend.
-fn named_backend(name: &Text, mode: Mode, backends: &[(String, Mode)], section: &Section<'_>) -> Option<usize> {
-    let found = backends.iter().position(|(backend, _)| *backend == name.text);
-    match found {
-        None => {
-            let known: Vec<_> = backends.iter().map(|(backend, _)| backend.as_str()).collect();
-            let label = suggestion(&name.text, &known);
-            section.report.error(name.span.clone(), format!("there is no [backend.{}]", name.text), label);
-        }
-        Some(place) if backends[place].1 != mode => {
-            let words = |mode| if mode == Mode::Tcp { "tcp" } else { "http" };
-            let theirs = words(backends[place].1);
-            let message =
-                format!("{} has mode \"{}\", [backend.{}] \"{theirs}\"", section.name, words(mode), name.text);
-            section.report.error(name.span.clone(), message, format!("write mode = \"{}\" in both", words(mode)));
-        }
-        Some(_) => {}
-    }
-    found
 }
 
 fn tls_server(mut section: Section<'_>, defaults: &TlsDefaults) -> TlsServer {

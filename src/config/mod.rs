@@ -11,6 +11,7 @@ mod listen;
 mod load;
 mod process;
 mod report;
+mod route;
 mod section;
 mod stats;
 mod units;

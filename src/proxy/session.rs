@@ -1,26 +1,36 @@
 //! A client's connection in TCP mode: a server is chosen, connected to, and bytes flow until both end.
 //! Called by `connection` once a connection is established. Never looks at a byte.
 
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Poll, ready};
 
 use tokio::net::TcpStream;
 
 use super::Failure;
 use super::connection::Client;
 use super::flow::Flow;
+use super::io::poll_read_with;
 use super::request::obtain;
 use super::tally::Tally;
+use super::timer::Alarm;
 use super::tunnel::{Ended, Patience, Tunnel};
 use crate::handoff::messages::{MovingFlow, MovingTunnel};
 use crate::stats::Counter;
+use crate::tls::{Hello, read_hello};
 use crate::upstream::{Backend, Connection};
 
 /// Serves a connection to its end.
 pub async fn serve(client: &mut Client) {
+    let destination = destination(client).await;
     let mut tally = Tally::session(client);
-    let Some(backend) = client.site.backend.clone() else {
-        return refuse(client, &mut tally, &Failure::NoServer);
+    tally.bytes_in = client.input.len() as u64;
+    let backend = match destination {
+        Ok(Some(backend)) => backend,
+        Ok(None) => return refuse(client, &mut tally, &Failure::NoServer),
+        Err(state) => return tally.finish(client, state),
     };
+    tally.bytes_in = 0;
     tally.enter_backend(&backend);
     let Some(mut server) = backend.select(client.peer.ip()) else {
         return refuse(client, &mut tally, &Failure::NoServer);
@@ -29,6 +39,42 @@ pub async fn serve(client: &mut Client) {
         Ok(connection) => through(client, &backend, connection, &mut tally).await,
         Err(failure) => refuse(client, &mut tally, &failure),
     }
+}
+
+/// The backend for this connection: where its first bytes decide, they are waited for, but never consumed.
+async fn destination(client: &mut Client) -> Result<Option<Rc<Backend>>, [u8; 2]> {
+    let site = Rc::clone(&client.site);
+    let Some(within) = site.config().inspect else { return Ok(site.backend.clone()) };
+    client.timer.set(within);
+    let hello = poll_fn(|cx| {
+        loop {
+            let hello = read_hello(&client.input);
+            if hello != Hello::Incomplete {
+                return Poll::Ready(Ok(hello));
+            }
+            match client.timer.poll(cx) {
+                Some(Alarm::Stopped) => return Poll::Ready(Err(*b"KR")),
+                // As HAProxy decides when its inspect-delay is over: by what is there.
+                Some(Alarm::Expired) => return Poll::Ready(Ok(hello)),
+                None => {}
+            }
+            let input = &mut client.input;
+            let read = poll_read_with(&mut client.stream, cx, |bytes, _| {
+                input.extend_from_slice(bytes);
+                bytes.len()
+            });
+            match ready!(read) {
+                // The end comes again when the tunnel reads; the server may answer to what came before.
+                Ok(0) if !client.input.is_empty() => return Poll::Ready(Ok(Hello::Incomplete)),
+                Ok(0) | Err(_) => return Poll::Ready(Err(*b"CR")),
+                Ok(_) => {}
+            }
+        }
+    })
+    .await?;
+    let Hello::Name(name) = hello else { return Ok(site.backend.clone()) };
+    let mut ways = site.config().routes.iter().zip(&site.routes);
+    Ok(ways.find(|(route, _)| route.leads(&name)).map(|(_, backend)| Rc::clone(backend)).or(site.backend.clone()))
 }
 
 /// Moves bytes both ways until the end, which is accounted for.

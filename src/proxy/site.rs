@@ -53,6 +53,8 @@ pub struct Site {
     pub index: usize,
     /// Shared counters.
     pub slot: Slot,
+    /// Where the frontend's routes lead, in their order.
+    pub routes: Vec<Rc<Backend>>,
     /// Where requests go; none when every request is answered by a rule.
     pub backend: Option<Rc<Backend>>,
     /// TLS, when configured.
@@ -69,12 +71,15 @@ impl Site {
         bundle: &Arc<Bundle>,
         index: usize,
         slot: Slot,
-        backend: Option<Rc<Backend>>,
+        backends: &[Rc<Backend>],
         tls: Option<TlsAcceptor>,
     ) -> Self {
-        let limit = &bundle.frontends[index].limit;
+        let config = &bundle.frontends[index];
+        let backend = config.backend.and_then(|backend| backends.get(backend)).cloned();
+        let routes = config.routes.iter().filter_map(|route| backends.get(route.backend)).cloned().collect();
+        let limit = &config.limit;
         let limits = HeadLimits { size: limit.header_size, fields: limit.headers, target: limit.uri_length };
-        Self { index, slot, backend, tls, limits, bundle: Arc::clone(bundle) }
+        Self { index, slot, routes, backend, tls, limits, bundle: Arc::clone(bundle) }
     }
 
     /// Its configuration.

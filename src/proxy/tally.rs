@@ -201,7 +201,7 @@ impl Tally {
         }
         let termination = if self.local && termination == *b"--" { *b"LR" } else { termination };
         let record = self.record(client, termination);
-        let empty = !self.http && self.bytes_in == 0 && self.bytes_out == 0 && termination == *b"--";
+        let empty = !self.http && self.bytes_in == 0 && self.bytes_out == 0 && matches!(&termination, b"--" | b"CR");
         if !empty || client.site.config().log_empty {
             client.thread.logger.access(record);
         }

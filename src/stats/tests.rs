@@ -34,6 +34,8 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             name: frontend.into(),
             binds: Vec::new(),
             backend: Some(0),
+            inspect: None,
+            routes: Vec::new(),
             maxconn: None,
             tls: None,
             request_headers: config::HeaderEdits::default(),

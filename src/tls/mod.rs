@@ -2,6 +2,7 @@
 //! Called by `worker` while it starts. Never reads a file: the bundle holds everything.
 
 mod error;
+mod hello;
 mod names;
 mod resolver;
 mod tickets;
@@ -17,6 +18,7 @@ use rustls::version::{TLS12, TLS13};
 use crate::config::TlsServer;
 
 pub use error::TlsError;
+pub use hello::{Hello, read_hello};
 pub use tickets::{TicketKeys, random_ticket_key};
 
 /// The library's settings for one frontend.

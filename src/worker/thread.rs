@@ -322,11 +322,10 @@ fn build(shared: &Shared) -> io::Result<Built> {
     let backends =
         upstream::backends(&shared.bundle, &shared.slots, &shared.memory, shared.lane).ok_or_else(outside)?;
     let mut sites = Vec::new();
-    for (index, frontend) in shared.bundle.frontends.iter().enumerate() {
+    for index in 0..shared.bundle.frontends.len() {
         let slot = shared.slots.frontends.get(index).and_then(|slot| shared.memory.slot(shared.lane, *slot));
-        let backend = frontend.backend.and_then(|backend| backends.get(backend)).cloned();
         let tls = shared.tls[index].clone();
-        sites.push(Rc::new(Site::new(&shared.bundle, index, slot.ok_or_else(outside)?, backend, tls)));
+        sites.push(Rc::new(Site::new(&shared.bundle, index, slot.ok_or_else(outside)?, &backends, tls)));
     }
     Ok((backends, sites))
 }
