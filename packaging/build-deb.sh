@@ -6,7 +6,7 @@
 # needs more. Needs cargo with the target's standard library, and
 #   cargo install --locked cargo-deb cargo-zigbuild
 #   pip install ziglang          (in any environment; in target/zig this script makes one itself where there is no zig)
-#   apt install binutils python3-venv
+#   apt install binutils dpkg-dev python3-venv
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,6 +57,7 @@ need cargo 'see the Rust documentation'
 need cargo-deb 'cargo install --locked cargo-deb'
 need cargo-zigbuild 'cargo install --locked cargo-zigbuild'
 need objdump 'apt install binutils'
+need python3 'apt install python3'
 [[ -d $(rustc --print sysroot)/lib/rustlib/$target/lib ]] || die "no standard library for $target: rustup target add $target"
 find_zig
 
@@ -64,6 +65,8 @@ cargo zigbuild --release --locked --target "$target.$GLIBC"
 newer=$(too_new "target/$target/release/proxy")
 [[ -z $newer ]] || die "the program needs more than glibc $GLIBC:
 $newer"
+mkdir -p target/package
+python3 packaging/licences.py "$target" >target/package/linked-crates.txt
 # The program is built; line tables stay with the build, not in the package.
 cargo deb --locked --no-build --target "$target" --strip --output target/debian/ >/dev/null
 deb=$(find target/debian -maxdepth 1 -name "proxy_*_$architecture.deb" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2)
