@@ -233,7 +233,9 @@ async fn forward(
         let result = exchange(client, head, backend, &mut connection, (&mut request, tally)).await;
         match result {
             // The server closed an idle connection at the moment of its reuse; it has done nothing.
-            Err(Failure::ServerClosed) if reused && repeatable && connection.input.is_empty() => {
+            Err(Failure::ServerClosed)
+                if reused && repeatable && connection.input.is_empty() && tally.bytes_out == 0 =>
+            {
                 fresh_only = true;
                 client.out = request.into_buffer();
             }
