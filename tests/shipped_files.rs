@@ -217,34 +217,3 @@ fn rsyslog_takes_its_rules() {
     });
     assert_eq!(code(&output), 0, "{}", text(&output.stderr));
 }
-
-/// What `proxy COMMAND --help` names in its list.
-fn names(help: &str, is_name: fn(&str) -> bool) -> Vec<String> {
-    let words = help.lines().filter(|line| line.starts_with("  ")).flat_map(|line| line.split_whitespace().take(2));
-    words.map(|word| word.trim_end_matches(',').to_owned()).filter(|word| is_name(word)).collect()
-}
-
-fn help(arguments: &[&str]) -> String {
-    let mut command = Command::new(support::PROXY);
-    let output = support::output({
-        command.args(arguments).arg("--help");
-        command
-    });
-    assert_eq!(code(&output), 0);
-    text(&output.stdout)
-}
-
-#[test]
-fn the_manual_page_names_every_command_and_option() {
-    let manual = read("man/proxy.8").replace("\\-", "-").replace("\\fB", "");
-    let overview = help(&[]);
-    let list = overview.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
-    let commands: Vec<_> = list.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
-    assert!(commands.len() > 8, "{overview}");
-    for command in commands.into_iter().filter(|name| *name != "help") {
-        assert!(manual.contains(&format!("\n.TP\n.B {command}\n")), "{command}");
-        for option in names(&help(&[command]), |word| word.starts_with("--")) {
-            assert!(option == "--help" || manual.contains(&option), "{command} {option}");
-        }
-    }
-}
