@@ -95,6 +95,11 @@ impl Flow {
         self.pipe = None;
     }
 
+    /// Bytes that were read and not written.
+    pub fn held(&self) -> usize {
+        self.pending.len() - self.sent + self.pipe.as_ref().map_or(0, Pipe::held)
+    }
+
     /// What was read and not written, gathered in one place; it remains what is written next.
     ///
     /// # Errors

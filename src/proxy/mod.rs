@@ -23,3 +23,4 @@ pub use departure::{Departure, Leaving};
 pub use error::{Failure, Side};
 pub use site::{Site, Thread};
 pub use timer::{TICK, Timers};
+pub use tunnel::MOST_HELD;

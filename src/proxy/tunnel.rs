@@ -11,6 +11,9 @@ use super::connection::Client;
 use super::flow::{Broken, Flow};
 use super::timer::Alarm;
 
+/// Bytes that may travel to another worker: what two reads can leave behind, and what fits into a message.
+pub const MOST_HELD: usize = 128 * 1024;
+
 /// Time-outs of a tunnel.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
@@ -69,7 +72,8 @@ impl Tunnel {
         if let Some(alarm) = client.timer.poll(cx) {
             return Poll::Ready(Ended::Idle(self.overdue(alarm)));
         }
-        if self.broken.is_none() && client.may_leave() {
+        // What was read before the tunnel began may be more than that, and is written first.
+        if self.broken.is_none() && client.may_leave() && self.up.held() + self.down.held() <= MOST_HELD {
             return Poll::Ready(Ended::Leaving);
         }
         let before = self.moved();

@@ -262,6 +262,8 @@ fn place_of(bundle: &Bundle, moving: &MovingServer) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handoff::messages::{MovingAccount, MovingFlow};
+    use crate::proxy::MOST_HELD;
 
     #[test]
     fn a_batch_fits_into_one_message() {
@@ -269,5 +271,43 @@ mod tests {
         assert_eq!(batch([MOST_UNREAD / 2 + 1; 5].into_iter(), MAX_DESCRIPTORS), 1);
         assert_eq!(batch([MOST_UNREAD / 4; 5].into_iter(), MAX_DESCRIPTORS), 4);
         assert_eq!(batch([MOST_UNREAD * 2].into_iter(), MAX_DESCRIPTORS), 1, "what travels alone travels all the same");
+    }
+    #[test]
+    fn a_tunnel_that_holds_as_much_as_it_may_fits_into_one_message() {
+        let flow = |byte| MovingFlow { held: vec![byte; MOST_HELD / 2], ended: false };
+        let account = MovingAccount {
+            accepted: std::time::SystemTime::now(),
+            lasted: Duration::MAX,
+            http: true,
+            request_line: vec![b'x'; 8 * 1024],
+            request_ms: i64::MIN,
+            connect_ms: i64::MIN,
+            response_ms: i64::MIN,
+            status: u16::MAX,
+            bytes_in: u64::MAX,
+            bytes_out: u64::MAX,
+            retries: u32::MAX,
+            redispatched: true,
+            backend_conns: u64::MAX,
+            server_conns: u64::MAX,
+        };
+        let name = "n".repeat(64);
+        let tunnel = MovingTunnel {
+            frontend: name.clone(),
+            server: MovingServer { backend: name.clone(), server: name },
+            peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap(),
+            local: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap(),
+            up: flow(0),
+            down: flow(255),
+            settled: true,
+            left: Duration::MAX,
+            account,
+        };
+        let (ours, theirs) = Channel::pair().unwrap();
+        let fds = [ours.as_fd(), ours.as_fd()];
+        ours.send(&Moving::Tunnels(vec![tunnel.clone()]), &fds).unwrap();
+        let received = Channel::from_fd(theirs).recv_blocking::<Moving>(PATIENCE).unwrap();
+        let (moved, sockets) = received.unwrap();
+        assert_eq!((moved, sockets.len()), (Moving::Tunnels(vec![tunnel]), 2));
     }
 }
