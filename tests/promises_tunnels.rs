@@ -271,6 +271,13 @@ fn a_new_worker_killed_while_it_takes_tunnels_takes_none_with_it() {
         stream.read_exact(&mut back).unwrap();
         assert_eq!(&back, b"there?");
     }
+    // And the respawned worker is asked, too.
+    let status = site.await_status("the old worker is not needed any more", |status| generations(status) == 1);
+    assert_eq!(status["generations"][0]["connections"], 40);
+    for stream in &mut tunnels {
+        stream.write_all(b"here!!").unwrap();
+        stream.read_exact(&mut [0; 6]).unwrap();
+    }
 }
 
 #[test]

@@ -62,8 +62,8 @@ pub struct Client {
     pub requests: u64,
     /// What was left of the current time-out when the connection came from another worker.
     pub left: Option<Duration>,
-    /// It was offered to the next worker in vain, and ends here.
-    pub stays: bool,
+    /// It was offered to this successor in vain, and ends here unless there is another one.
+    pub stays: Option<u64>,
     /// The thread.
     pub thread: Rc<Thread>,
     /// The frontend.
@@ -170,10 +170,8 @@ async fn run(mut client: Client) {
     loop {
         match request::serve_one(&mut client).await {
             Next::KeepAlive => client.rest(),
-            Next::Leave => match client.leave().await {
-                true => return,
-                false => client.stays = true,
-            },
+            Next::Leave if client.leave().await => return,
+            Next::Leave => {}
             Next::Close => return client.close(false).await,
             Next::Linger => return client.close(true).await,
             Next::Gone => return,
@@ -229,7 +227,7 @@ impl Client {
             began: (SystemTime::now(), Instant::now()),
             requests: 0,
             left: None,
-            stays: false,
+            stays: None,
             thread,
             site,
         })
@@ -237,10 +235,9 @@ impl Client {
 
     /// Whether the connection may go on in the next worker. TLS may not: its keys cannot be handed over.
     pub fn may_leave(&self) -> bool {
-        !self.stays
-            && matches!(self.stream, ClientStream::Plain(_))
+        matches!(self.stream, ClientStream::Plain(_))
             && self.input.len() <= MOST_UNREAD
-            && self.thread.departure.get().is_some()
+            && self.thread.departure.get().is_some_and(|departure| self.stays != Some(departure.successor()))
     }
 
     /// Whether the connection has to end with the next answer.
@@ -260,7 +257,7 @@ impl Client {
             waited: self.began.1.elapsed(),
             left: self.timer.left(),
         };
-        self.left = Some(moving.left);
+        (self.left, self.stays) = (Some(moving.left), Some(departure.successor()));
         self.outcome(departure.offer(moving, self.stream.socket())).await
     }
 

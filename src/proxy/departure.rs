@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -27,6 +28,8 @@ pub struct Departure {
     way: mpsc::UnboundedSender<Leaving>,
     /// Copies of descriptors that may be on their way at a time: all connections want to leave at once.
     room: Arc<Semaphore>,
+    /// How many successors there have been.
+    successors: Arc<AtomicU64>,
 }
 
 /// Two batches: one on its way, one being filled.
@@ -37,7 +40,17 @@ impl Departure {
     #[must_use]
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Leaving>) {
         let (way, receiver) = mpsc::unbounded_channel();
-        (Self { way, room: Arc::new(Semaphore::new(ROOM)) }, receiver)
+        (Self { way, room: Arc::new(Semaphore::new(ROOM)), successors: Arc::default() }, receiver)
+    }
+
+    /// Another worker is there: whom the last one did not take may try again.
+    pub fn renew(&self) {
+        self.successors.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Who is asked now.
+    pub(super) fn successor(&self) -> u64 {
+        self.successors.load(Ordering::Acquire)
     }
 
     /// Offers a client's connection; true when somebody else owns it from now on.

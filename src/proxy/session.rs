@@ -101,7 +101,7 @@ async fn run(client: &mut Client, mut tunnel: Tunnel, mut server: TcpStream, tal
     loop {
         match tunnel.run(client, &mut server).await {
             Ended::Leaving if leave(client, &mut tunnel, &server, tally).await => return,
-            Ended::Leaving => client.stays = true,
+            Ended::Leaving => {}
             Ended::Well => return account(client, tally, &tunnel, *b"--"),
             Ended::Idle(state) | Ended::Broken(state) => return account(client, tally, &tunnel, state),
         }
@@ -112,6 +112,8 @@ async fn run(client: &mut Client, mut tunnel: Tunnel, mut server: TcpStream, tal
 async fn leave(client: &mut Client, tunnel: &mut Tunnel, server: &TcpStream, tally: &Tally) -> bool {
     let thread = Rc::clone(&client.thread);
     let (Some(departure), Some((backend, place))) = (thread.departure.get(), tally.server()) else { return false };
+    // Whatever keeps it from leaving now, it is not tried again before there is somebody else to ask.
+    client.stays = Some(departure.successor());
     let (Some(up), Some(down)) = (pack(&mut tunnel.up), pack(&mut tunnel.down)) else { return false };
     let moving = MovingTunnel {
         frontend: client.site.config().name.clone(),

@@ -70,6 +70,7 @@ struct Worker {
     crew: Crew,
     /// Listening sockets.
     queues: usize,
+    departure: Departure,
     leaving: mpsc::UnboundedReceiver<Leaving>,
     successor: watch::Sender<Option<Arc<Channel>>>,
     tickets: Arc<TicketKeys>,
@@ -122,11 +123,11 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         active: Arc::new(AtomicU32::new(0)),
         page: Arc::new(page),
         orders: watching,
-        departure,
+        departure: departure.clone(),
     };
     let crew = muster(&shared, &listeners).map_err(WorkerError::Thread)?;
     let (queues, successor) = (listeners.len(), watch::channel(None).0);
-    Ok(Worker { orders, crew, queues, leaving, successor, tickets, logger, log_thread, bundle })
+    Ok(Worker { orders, crew, queues, departure, leaving, successor, tickets, logger, log_thread, bundle })
 }
 
 impl Crew {
@@ -252,6 +253,9 @@ impl Worker {
                 // Later, when all connections want to leave at once, there may be no descriptor left for it.
                 if channel.register().is_ok() {
                     self.successor.send_replace(Some(Arc::new(channel)));
+                    self.departure.renew();
+                    // A worker that drains already is told once more, and with it whoever still has to leave.
+                    self.orders.send_modify(|_same| {});
                 }
             }
             (ToWorker::Predecessor, Some(fd)) => {
