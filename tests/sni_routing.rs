@@ -54,6 +54,35 @@ fn every_hello_of_the_corpus_gets_its_verdict_and_no_earlier_one() {
     }
 }
 
+/// Whatever becomes of a hello on its way: no verdict is given before it is certain.
+#[test]
+fn a_damaged_hello_gets_no_verdict_that_a_later_byte_takes_back() {
+    let mut random = support::origin::download(1 << 20).into_iter().map(usize::from).cycle();
+    let mut below = |limit: usize| (random.next().unwrap() << 8 | random.next().unwrap()) % limit;
+    let mut verdicts = std::collections::BTreeSet::new();
+    for (name, _, bytes) in corpus().into_iter().filter(|(_, _, bytes)| (10..400).contains(&bytes.len())) {
+        for _ in 0..200 {
+            let mut damaged = bytes.clone();
+            for _ in 0..=below(3) {
+                let place = below(damaged.len());
+                match below(4) {
+                    0 => drop(damaged.remove(place)),
+                    1 => damaged.insert(place, below(256) as u8),
+                    2 => damaged[place] ^= 1 << below(8),
+                    _ => damaged[place] = [0, 1, 3, 22, 255][below(5)],
+                }
+            }
+            let whole = read_hello(&damaged);
+            verdicts.insert(verdict(&whole));
+            for end in 0..damaged.len() {
+                let part = read_hello(&damaged[..end]);
+                assert!(part == Hello::Incomplete || part == whole, "{name}: {part:?} after {end} of {damaged:?}");
+            }
+        }
+    }
+    assert_eq!(verdicts.len(), 4, "{verdicts:?}");
+}
+
 /// The library that takes TLS off elsewhere reads the same names.
 #[test]
 fn the_library_reads_the_same_names() {

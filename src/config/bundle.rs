@@ -263,10 +263,27 @@ pub enum Mode {
 /// One `[[frontend.NAME.route]]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Route {
-    /// Names a TLS client may ask for, lower case; `*.` stands for one label or more.
-    pub sni: Vec<String>,
+    /// Any of these; never empty.
+    pub when: Vec<When>,
     /// Index of its backend in `Bundle::backends`.
     pub backend: usize,
+}
+
+/// A condition: what it names has to fit, each by one of its values.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct When {
+    /// Names a TLS client may ask for, lower case; `*.` stands for one label or more.
+    pub sni: Vec<String>,
+    /// Hosts of a request, likewise, without port.
+    pub host: Vec<String>,
+    /// Methods.
+    pub method: Vec<String>,
+    /// Whole paths, without query.
+    pub path: Vec<String>,
+    /// How a path begins.
+    pub path_prefix: Vec<String>,
+    /// How a path ends.
+    pub path_suffix: Vec<String>,
 }
 
 /// Client-side timeouts.

@@ -41,10 +41,7 @@ pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundi
     }
     let binds = binds(&mut section);
     let rules: Vec<_> = section.tables("rule").into_iter().filter_map(rule).collect();
-    let (inspect, routes) = match settings.mode {
-        Mode::Tcp => routes(&mut section, around.backends),
-        Mode::Http => (None, Vec::new()),
-    };
+    let (inspect, routes) = routes(&mut section, settings.mode, around.backends);
     let elsewhere = !routes.is_empty() || rules.iter().any(|rule| rule.tls.is_none());
     let frontend = Frontend {
         name: name.text.clone(),
@@ -98,7 +95,7 @@ fn backend(section: &mut Section<'_>, (mode, backends): (Mode, &[(String, Mode)]
     let Some(name) = section.text("backend") else {
         if section.value("backend").is_none() && !elsewhere {
             let message = format!("{} has no backend", section.name);
-            let or = if mode == Mode::Tcp { "routes" } else { "a rule without `when`" };
+            let or = if mode == Mode::Tcp { "routes" } else { "routes, or a rule without `when`" };
             section.report.error(section.span.clone(), message, format!("add backend = \"NAME\", or {or}"));
         }
         return None;

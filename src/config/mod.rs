@@ -20,6 +20,7 @@ mod units;
 mod tests;
 
 pub use bundle::*;
+pub use route::Destination;
 
 use serde::{Deserialize, Deserializer, Serializer};
 

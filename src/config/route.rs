@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::report::suggestion;
 use super::section::{Section, Text, as_section};
-use super::{Mode, Route};
+use super::{Mode, Route, When};
 
 /// How long a ClientHello is waited for where nothing else is said.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -36,10 +36,19 @@ pub(super) fn named_backend(
     found
 }
 
-/// Routes of a frontend in TCP mode, and how long their connections are looked into.
-pub(super) fn routes(section: &mut Section<'_>, backends: &[(String, Mode)]) -> (Option<Duration>, Vec<Route>) {
+/// Routes of a frontend, and how long its connections are looked into.
+pub(super) fn routes(
+    section: &mut Section<'_>,
+    mode: Mode,
+    backends: &[(String, Mode)],
+) -> (Option<Duration>, Vec<Route>) {
+    let routes = section.tables("route").into_iter().filter_map(|table| route(table, mode, backends)).collect();
+    if mode == Mode::Http {
+        let fix = "write mode = \"tcp\" where TLS is to be passed on, or leave it out";
+        section.refuse(&["inspect"], "looks into what is passed on unopened; here it is opened", fix);
+        return (None, routes);
+    }
     let inspect = section.table("inspect").map(inspect);
-    let routes: Vec<_> = section.tables("route").into_iter().filter_map(|table| route(table, backends)).collect();
     let (inspected, routed) = (section.value("inspect").is_some(), section.value("route").is_some());
     if routed && !inspected {
         let fix = "add inspect = { tls-hello = true, within = \"5s\" }";
@@ -65,28 +74,74 @@ fn inspect(mut section: Section<'_>) -> Duration {
     within
 }
 
-fn route(mut section: Section<'_>, backends: &[(String, Mode)]) -> Option<Route> {
+fn route(mut section: Section<'_>, mode: Mode, backends: &[(String, Mode)]) -> Option<Route> {
     let report = section.report;
-    let mut sni = Vec::new();
+    let mut when = Vec::new();
     for item in section.items("when") {
-        let Some(mut when) = as_section(item, format!("{}.when", section.name), report) else { continue };
-        let names = when.texts("sni");
-        if when.value("sni").is_none() {
-            report.error(when.span.clone(), "a condition that asks for nothing", "write when = { sni = \"name\" }");
-        }
-        sni.extend(names.into_iter().filter_map(|name| pattern(&name, &when)));
-        when.finish();
+        let Some(table) = as_section(item, format!("{}.when", section.name), report) else { continue };
+        when.push(condition(table, mode));
     }
     if section.value("when").is_none() {
-        let fix = "write when = { sni = \"name\" }; for everything else there is the frontend's own `backend`";
+        let fix = format!("write when = {}; for all else there is the frontend's own `backend`", example(mode));
         report.error(section.span.clone(), "a route without a condition", fix);
     }
-    let backend = section.text("backend").and_then(|name| named_backend(&name, Mode::Tcp, backends, &section));
+    let backend = section.text("backend").and_then(|name| named_backend(&name, mode, backends, &section));
     if section.value("backend").is_none() {
         report.error(section.span.clone(), "a route that leads nowhere", "add backend = \"NAME\"");
     }
     section.finish();
-    backend.map(|backend| Route { sni, backend })
+    backend.map(|backend| Route { when, backend })
+}
+
+fn example(mode: Mode) -> &'static str {
+    if mode == Mode::Tcp { "{ sni = \"name\" }" } else { "{ host = \"name\", path-prefix = \"/path/\" }" }
+}
+
+fn condition(mut section: Section<'_>, mode: Mode) -> When {
+    let mut when = When::default();
+    let keys: &[_] =
+        if mode == Mode::Tcp { &["sni"] } else { &["host", "method", "path", "path-prefix", "path-suffix"] };
+    for key in keys {
+        let texts = section.texts(key);
+        let checked = texts.iter();
+        match *key {
+            "sni" => when.sni = checked.filter_map(|name| pattern(name, &section)).collect(),
+            "host" => when.host = checked.filter_map(|name| pattern(name, &section)).collect(),
+            "method" => when.method = checked.filter_map(|text| method(text, &section)).collect(),
+            "path" => when.path = checked.filter_map(|text| path(text, true, &section)).collect(),
+            "path-prefix" => when.path_prefix = checked.filter_map(|text| path(text, true, &section)).collect(),
+            _ => when.path_suffix = checked.filter_map(|text| path(text, false, &section)).collect(),
+        }
+        if section.value(key).is_some() && texts.is_empty() {
+            // As "no condition" it would let everything through, as "none of these" nothing.
+            section.report.error(section.place(key), format!("`{key}` names nothing"), "name one, or leave it out");
+        }
+    }
+    if keys.iter().all(|key| section.value(key).is_none()) {
+        let fix = format!("write when = {}", example(mode));
+        section.report.error(section.span.clone(), "a condition that asks for nothing", fix);
+    }
+    section.finish();
+    when
+}
+
+fn method(text: &Text, section: &Section<'_>) -> Option<String> {
+    if !text.text.is_empty() && text.text.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-') {
+        return Some(text.text.clone());
+    }
+    section.report.error(text.span.clone(), format!("`{}` is no method", text.text), "write \"GET\"");
+    None
+}
+
+/// A path as clients send it, or a part of one.
+fn path(text: &Text, whole: bool, section: &Section<'_>) -> Option<String> {
+    let sent = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
+    if !text.text.is_empty() && text.text.bytes().all(sent) && (!whole || text.text.starts_with('/')) {
+        return Some(text.text.clone());
+    }
+    let fix = if whole { "begin with \"/\", percent-encode the rest, leave the query out" } else { "write \".css\"" };
+    section.report.error(text.span.clone(), format!("`{}` is in no path that a client can send", text.text), fix);
+    None
 }
 
 /// A DNS name, or `*.` before one.
@@ -103,15 +158,54 @@ fn pattern(name: &Text, section: &Section<'_>) -> Option<String> {
     None
 }
 
+/// What of a request decides about its way.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// Host without port.
+    pub host: &'a [u8],
+    /// Method.
+    pub method: &'a [u8],
+    /// Path without query.
+    pub path: &'a [u8],
+}
+
 impl Route {
-    /// Whether a client that asks for this name, in lower case, goes this way. `*.` stands for one label or more.
+    /// Whether a TLS client that asks for this name, in lower case, goes this way.
     #[must_use]
-    pub fn leads(&self, name: &str) -> bool {
-        self.sni.iter().any(|pattern| match pattern.strip_prefix('*') {
-            Some(suffix) => name.len() > suffix.len() && name.ends_with(suffix),
-            None => pattern == name,
-        })
+    pub fn leads_client(&self, name: &str) -> bool {
+        self.when.iter().any(|when| is_named(&when.sni, name.as_bytes()))
     }
+
+    /// Whether a request goes this way.
+    #[must_use]
+    pub fn leads_request(&self, to: Destination<'_>) -> bool {
+        self.when.iter().any(|when| when.fits(to))
+    }
+}
+
+impl When {
+    fn fits(&self, to: Destination<'_>) -> bool {
+        let any = |values: &[String], fits: &dyn Fn(&[u8]) -> bool| {
+            values.is_empty() || values.iter().any(|value| fits(value.as_bytes()))
+        };
+        (self.host.is_empty() || is_named(&self.host, to.host))
+            && any(&self.method, &|method| method == to.method)
+            && any(&self.path, &|path| path == to.path)
+            && any(&self.path_prefix, &|prefix| to.path.starts_with(prefix))
+            && any(&self.path_suffix, &|suffix| to.path.ends_with(suffix))
+    }
+}
+
+/// Whether one of the patterns fits a name; `*.` stands for one label or more.
+fn is_named(patterns: &[String], name: &[u8]) -> bool {
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    patterns.iter().any(|pattern| match pattern.strip_prefix('*') {
+        Some(suffix) => {
+            let labels = name.len().checked_sub(suffix.len()).filter(|labels| *labels > 0);
+            labels.is_some_and(|labels| name[labels..].eq_ignore_ascii_case(suffix.as_bytes()))
+        }
+        None => name.eq_ignore_ascii_case(pattern.as_bytes()),
+    })
 }
 
 #[cfg(test)]
@@ -120,13 +214,30 @@ mod tests {
 
     #[test]
     fn a_star_is_one_label_or_more() {
-        let route = Route { sni: vec![String::from("*.apps.example.com"), String::from("example.com")], backend: 0 };
-        for name in ["a.apps.example.com", "a.b.apps.example.com", "example.com"] {
-            assert!(route.leads(name), "{name}");
+        let patterns = [String::from("*.apps.example.com"), String::from("example.com")];
+        for name in ["a.apps.example.com", "a.b.Apps.example.com", "example.com", "EXAMPLE.com."] {
+            assert!(is_named(&patterns, name.as_bytes()), "{name}");
         }
-        for name in ["apps.example.com", ".apps.example.com", "xapps.example.com", "a.example.com", "example.com.evil"]
+        for name in
+            ["apps.example.com", ".apps.example.com", "xapps.example.com", "a.example.com", "example.com.evil", ""]
         {
-            assert!(!route.leads(name), "{name}");
+            assert!(!is_named(&patterns, name.as_bytes()), "{name}");
         }
+    }
+
+    #[test]
+    fn every_key_has_to_fit_by_one_of_its_values() {
+        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let when = When {
+            host: texts(&["a.test", "b.test"]),
+            method: texts(&["GET"]),
+            path_prefix: texts(&["/x/", "/y/"]),
+            ..When::default()
+        };
+        let fits = |host: &str, method: &str, path: &str| {
+            when.fits(Destination { host: host.as_bytes(), method: method.as_bytes(), path: path.as_bytes() })
+        };
+        assert!(fits("a.test", "GET", "/x/1") && fits("B.test", "GET", "/y/"));
+        assert!(!fits("c.test", "GET", "/x/1") && !fits("a.test", "get", "/x/1") && !fits("a.test", "GET", "/x"));
     }
 }

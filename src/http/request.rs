@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 
 use super::framing::declared;
 use super::line::{head_end, is_target, is_token, parse_fields};
+use super::rebuild::origin_form;
 use super::upgrade::protocols;
 use super::{Body, Field, HeadLimits, Name, Refusal, Span};
 
@@ -96,6 +97,24 @@ pub struct RequestHead {
     pub expect_continue: bool,
     /// Protocols the client would switch to, where they may be passed on.
     pub upgrade: Option<Span>,
+}
+
+impl RequestHead {
+    /// Path without query; `*` of an OPTIONS stays that.
+    #[must_use]
+    pub fn path<'a>(&self, buf: &'a [u8]) -> &'a [u8] {
+        let (prefix, rest) = origin_form(self.method, self.target.of(buf));
+        let end = memchr::memchr(b'?', rest).unwrap_or(rest.len());
+        if rest[..end].is_empty() { prefix } else { &rest[..end] }
+    }
+
+    /// Host without port.
+    #[must_use]
+    pub fn host_name<'a>(&self, buf: &'a [u8]) -> &'a [u8] {
+        let host = self.host.map_or(&b""[..], |host| host.of(buf));
+        let address = if host.first() == Some(&b'[') { memchr::memchr(b']', host).map(|end| end + 1) } else { None };
+        &host[..address.or_else(|| memchr::memchr(b':', host)).unwrap_or(host.len())]
+    }
 }
 
 /// Parses a request head; `None` when more bytes are needed. One leading CRLF is skipped (RFC 9112 section 2.2).

@@ -17,7 +17,7 @@ use super::tally::Tally;
 use super::timer::Alarm;
 use super::transcode::Transcoder;
 use super::{Failure, Side, Site};
-use crate::config::{Action, ConnectionMode, HeaderEdits};
+use crate::config::{Action, ConnectionMode, Destination, HeaderEdits};
 use crate::http::{
     Body, Field, Method, Persistence, Refusal, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Span,
     Version, is_switch_between, parse_request, rebuild_request, rebuild_response,
@@ -176,7 +176,12 @@ async fn process(client: &mut Client, head: &RequestHead, tally: &mut Tally) -> 
             return redirect_client(client, head, redirect, tally).await;
         }
     }
-    let backend = site.backend.clone().ok_or(Failure::NoServer)?;
+    let to = Destination {
+        host: head.host_name(&client.head),
+        method: head.method_text.of(&client.head),
+        path: head.path(&client.head),
+    };
+    let backend = site.destination(|route| route.leads_request(to)).ok_or(Failure::NoServer)?;
     tally.enter_backend(&backend);
     forward(client, head, &backend, tally).await
 }

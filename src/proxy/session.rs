@@ -72,9 +72,10 @@ async fn destination(client: &mut Client) -> Result<Option<Rc<Backend>>, [u8; 2]
         }
     })
     .await?;
-    let Hello::Name(name) = hello else { return Ok(site.backend.clone()) };
-    let mut ways = site.config().routes.iter().zip(&site.routes);
-    Ok(ways.find(|(route, _)| route.leads(&name)).map(|(_, backend)| Rc::clone(backend)).or(site.backend.clone()))
+    Ok(match hello {
+        Hello::Name(name) => site.destination(|route| route.leads_client(&name)),
+        _ => site.backend.clone(),
+    })
 }
 
 /// Moves bytes both ways until the end, which is accounted for.

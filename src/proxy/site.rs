@@ -82,6 +82,13 @@ impl Site {
         Self { index, slot, routes, backend, tls, limits, bundle: Arc::clone(bundle) }
     }
 
+    /// Where the first route leads that fits, else where everything goes.
+    #[must_use]
+    pub fn destination(&self, fits: impl Fn(&config::Route) -> bool) -> Option<Rc<Backend>> {
+        let mut ways = self.config().routes.iter().zip(&self.routes);
+        ways.find(|(route, _)| fits(route)).map(|(_, backend)| backend).or(self.backend.as_ref()).cloned()
+    }
+
     /// Its configuration.
     #[must_use]
     pub fn config(&self) -> &config::Frontend {
