@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::route::Route;
+use super::rule::Rule;
+
 /// Everything one generation of workers needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Bundle {
@@ -260,32 +263,6 @@ pub enum Mode {
     Tcp,
 }
 
-/// One `[[frontend.NAME.route]]`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Route {
-    /// Any of these; never empty.
-    pub when: Vec<When>,
-    /// Index of its backend in `Bundle::backends`.
-    pub backend: usize,
-}
-
-/// A condition: what it names has to fit, each by one of its values.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct When {
-    /// Names a TLS client may ask for, lower case; `*.` stands for one label or more.
-    pub sni: Vec<String>,
-    /// Hosts of a request, likewise, without port.
-    pub host: Vec<String>,
-    /// Methods.
-    pub method: Vec<String>,
-    /// Whole paths, without query.
-    pub path: Vec<String>,
-    /// How a path begins.
-    pub path_prefix: Vec<String>,
-    /// How a path ends.
-    pub path_suffix: Vec<String>,
-}
-
 /// Client-side timeouts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClientTimeouts {
@@ -339,38 +316,6 @@ pub struct HeaderEdits {
     pub set: Vec<(String, String)>,
     /// Added after what is there.
     pub add: Vec<(String, String)>,
-}
-
-/// One `[[frontend.NAME.rule]]`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Rule {
-    /// Applies when the connection is TLS (`Some(true)`), plain (`Some(false)`), always (`None`).
-    pub tls: Option<bool>,
-    /// What is done.
-    pub action: Action,
-}
-
-/// What a rule does.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// Answer with a redirect and end the request.
-    Redirect(Redirect),
-}
-
-/// A redirect; exactly one of the parts it may replace is usual.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Redirect {
-    /// New scheme, host and path kept.
-    pub scheme: Option<String>,
-    /// New host, path kept.
-    pub host: Option<String>,
-    /// Prefix put before the path.
-    pub prefix: Option<String>,
-    /// Whole new location.
-    pub location: Option<String>,
-    /// 301, 302, 303, 307 or 308.
-    pub code: u16,
 }
 
 /// TLS settings of one frontend, defaults applied.

@@ -12,6 +12,7 @@ mod load;
 mod process;
 mod report;
 mod route;
+mod rule;
 mod section;
 mod stats;
 mod units;
@@ -20,7 +21,8 @@ mod units;
 mod tests;
 
 pub use bundle::*;
-pub use route::Destination;
+pub use route::{Destination, Route, When};
+pub use rule::{Action, Redirect, Rule};
 
 use serde::{Deserialize, Deserializer, Serializer};
 

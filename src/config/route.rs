@@ -3,12 +3,40 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use super::Mode;
 use super::report::suggestion;
 use super::section::{Section, Text, as_section};
-use super::{Mode, Route, When};
 
 /// How long a ClientHello is waited for where nothing else is said.
 const WITHIN: Duration = Duration::from_secs(5);
+
+/// One `[[frontend.NAME.route]]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Route {
+    /// Any of these; never empty.
+    pub when: Vec<When>,
+    /// Index of its backend in `Bundle::backends`.
+    pub backend: usize,
+}
+
+/// A condition: what it names has to fit, each by one of its values.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct When {
+    /// Names a TLS client may ask for, lower case; `*.` stands for one label or more.
+    pub sni: Vec<String>,
+    /// Hosts of a request, likewise, without port.
+    pub host: Vec<String>,
+    /// Methods.
+    pub method: Vec<String>,
+    /// Whole paths, without query.
+    pub path: Vec<String>,
+    /// How a path begins.
+    pub path_prefix: Vec<String>,
+    /// How a path ends.
+    pub path_suffix: Vec<String>,
+}
 
 /// The place of a backend, which understands as much as the frontend does.
 pub(super) fn named_backend(
