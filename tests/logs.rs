@@ -301,6 +301,33 @@ fn a_log_daemon_that_never_reads_delays_nobody_and_what_is_lost_is_counted() {
 }
 
 #[test]
+fn lines_that_no_udp_receiver_takes_are_counted() {
+    let origin = Origin::named("one");
+    let receiver = Receiver::udp();
+    let site = Site::proxying(&[origin.address], &log(&receiver, "only = [\"access\"]"));
+    let _daemon = site.start();
+    let Receiver::Udp(socket) = receiver else { panic!() };
+    let address = socket.local_addr().unwrap();
+    drop(socket);
+    for _ in 0..20 {
+        get(site.address(), "/");
+    }
+    // The refusal of the last one is seen by the one after it.
+    site.await_status("losses are counted", |status| status["log_lines_dropped"].as_u64().unwrap() >= 19);
+    let socket = UdpSocket::bind(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let before = site.status()["log_lines_dropped"].as_u64().unwrap();
+    for _ in 0..5 {
+        get(site.address(), "/back");
+    }
+    let receiver = Receiver::Udp(socket);
+    for _ in 0..5 {
+        receiver.line_with("/back");
+    }
+    assert!(site.status()["log_lines_dropped"].as_u64().unwrap() <= before + 1);
+}
+
+#[test]
 fn a_worker_that_ends_writes_its_last_lines() {
     let origin = Origin::echo();
     let receiver = Receiver::udp();

@@ -321,6 +321,25 @@ fn a_daemon_that_cannot_be_asked_is_found_by_its_pid_file() {
 }
 
 #[test]
+fn two_starts_at_once_are_one_daemon_which_can_be_asked() {
+    let service = Service::proxying(&[Origin::named("one").address]);
+    for _ in 0..5 {
+        std::thread::scope(|scope| {
+            let starts = [scope.spawn(|| service.run(&["start"])), scope.spawn(|| service.run(&["start"]))];
+            let codes = starts.map(|start| code(&start.join().unwrap()));
+            assert!(codes.contains(&0), "{codes:?}");
+        });
+        // The one that lost took nothing of the other with it.
+        let pid = service.pid();
+        service.act("status", 0);
+        service.act("reload-socket", 0);
+        assert_eq!((service.pid(), service.answer().as_str()), (pid, "one"));
+        service.act("stop", 0);
+        assert!(service.is_down() && !runs(pid));
+    }
+}
+
+#[test]
 fn a_removed_package_does_not_disturb_the_boot() {
     let service = Service::proxying(&[Origin::named("one").address]);
     service.defaults("DAEMON=/nowhere/proxy");

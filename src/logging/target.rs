@@ -100,17 +100,26 @@ impl Outlet {
     /// Sends what can be sent now, in order; adds lines given up to `dropped`.
     pub(super) fn flush(&mut self, dropped: &mut u64) -> Standing {
         let mut attempts = 0;
+        // The kernel took a part of a batch: its reason is that the receiver is full, which the next attempt says
+        // again, or that an earlier datagram found no receiver, which nobody says twice.
+        let mut stopped = false;
         while !self.waiting.is_empty() {
             let Some(socket) = &self.socket else { return Standing::Lost };
             match send(socket, &self.waiting) {
                 Ok(sent) => {
                     attempts = 0;
+                    *dropped += u64::from(stopped);
+                    stopped = self.datagram_errors_are_passing && sent < self.waiting.len().min(BATCH);
                     self.discard(sent);
                 }
                 Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return Standing::Full,
                 Err(Errno::EINTR) => {}
                 // A UDP socket reports that an earlier datagram found no receiver; it stays usable.
-                Err(Errno::ECONNREFUSED) if self.datagram_errors_are_passing && attempts < ATTEMPTS => attempts += 1,
+                Err(Errno::ECONNREFUSED) if self.datagram_errors_are_passing && attempts < ATTEMPTS => {
+                    attempts += 1;
+                    *dropped += 1;
+                    stopped = false;
+                }
                 Err(Errno::ENOTCONN | Errno::EPIPE | Errno::ECONNRESET | Errno::EBADF | Errno::ENOTSOCK) => {
                     self.socket = None;
                     return Standing::Lost;

@@ -23,6 +23,11 @@ impl Master {
             return Err(MasterError::WorkerDied);
         }
         fault::strike(Step::Commit).map_err(|source| MasterError::System { what: "the last step", source })?;
+        if self.listeners.is_empty() {
+            // Of two daemons that start at once both could bind, one can listen: the other must not have put its
+            // admin socket and pid file in place of the winner's.
+            listeners::listen(&listeners)?;
+        }
         let pid_file = self.new_pid_file(&bundle)?;
         // May take the very path of the old one: nothing that fails often may come after it.
         let admin = self.new_admin(&bundle)?;

@@ -103,7 +103,7 @@ stale_pid_files() {
     service stop
     expect 'stop leaves no process' test -z "$(within pgrep -x proxy)"
     expect 'the port is free at once' within perl -MIO::Socket::INET -e \
-        'IO::Socket::INET->new(LocalAddr => "0.0.0.0:443", Listen => 1) or die $!'
+        'IO::Socket::INET->new(LocalAddr => "0.0.0.0:443", Listen => 1, ReuseAddr => 1) or die $!'
     [[ $INIT == sysvinit ]] || return 0
     within mkdir -p /run/proxy
     # The pid of a process that is somebody else's.
@@ -219,6 +219,7 @@ life() {
     [[ $SUITE != bookworm ]] || rebooted
     service stop
     removed
+    within rm -f /run/load.pid /run/samples
     inventory >"$WORK/after"
     diff "$WORK/before" "$WORK/after" || wrong 'purge leaves files, or took some'
     shut_down
