@@ -226,12 +226,12 @@ fn who_is_silent_for_too_long_is_let_go_and_named() {
     ] {
         let site = tcp(&[echo().address], &format!("{timeouts}\n{}", log.section()));
         let _daemon = site.start();
+        let began = Instant::now();
         let mut client = connect(site.address());
         if timeouts.contains("tunnel") {
             client.write_all(b"x").unwrap();
             read_exactly(&mut client, 1);
         }
-        let began = Instant::now();
         assert_eq!(read_to_end(&mut client), b"");
         assert!(began.elapsed().as_millis() >= 100);
         assert_eq!(log.words()[6], state, "{timeouts}");
@@ -240,7 +240,7 @@ fn who_is_silent_for_too_long_is_let_go_and_named() {
 
 #[test]
 fn a_tunnel_outlives_the_time_outs_of_its_sides() {
-    let site = tcp(&[echo().address], "timeout = { client = \"100ms\", server = \"100ms\" }");
+    let site = tcp(&[echo().address], "timeout = { client = \"500ms\", server = \"500ms\" }");
     let _daemon = site.start();
     let mut client = connect(site.address());
     client.write_all(b"x").unwrap();
