@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::io::{ClientStream, poll_read_with};
 use super::splice::Pipe;
+use crate::upstream::ServerStream;
 
 /// A read of this size is the sign of a bulk transfer: the next bytes do not touch this process.
 const BULK: usize = 16 * 1024;
@@ -21,9 +22,9 @@ pub trait End: AsyncRead + AsyncWrite + Unpin {
     fn plain(&self) -> Option<&TcpStream>;
 }
 
-impl End for TcpStream {
+impl End for ServerStream {
     fn plain(&self) -> Option<&TcpStream> {
-        Some(self)
+        self.plain()
     }
 }
 

@@ -253,7 +253,11 @@ async fn forward(
             Ok(Done { next, reusable }) => {
                 if reusable && mode == ConnectionMode::KeepAlive && connection.input.is_empty() {
                     match client.thread.departure.get() {
-                        Some(departure) => departure.send(backend.moving(server), connection.stream),
+                        Some(departure) => {
+                            if let Some(stream) = connection.stream.into_plain() {
+                                departure.send(backend.moving(server), stream);
+                            }
+                        }
                         None => backend.servers[server].pool.put(connection, Instant::now()),
                     }
                 }
@@ -295,7 +299,7 @@ pub(super) async fn obtain(
                 backend.slot.add(Counter::ConnectErrors, 1);
                 return Err(match error {
                     ConnectError::TimedOut => Failure::ConnectTimedOut,
-                    ConnectError::Failed(_) => Failure::ConnectFailed,
+                    ConnectError::Failed(_) | ConnectError::Handshake(_) => Failure::ConnectFailed,
                 });
             }
             Attempt::Redispatch(other) => {

@@ -18,7 +18,7 @@ use super::tunnel::{Ended, Patience, Tunnel};
 use crate::handoff::messages::{MovingFlow, MovingTunnel};
 use crate::stats::Counter;
 use crate::tls::{Hello, read_hello};
-use crate::upstream::{Backend, Connection};
+use crate::upstream::{Backend, Connection, ServerStream};
 
 /// Serves a connection to its end.
 pub async fn serve(client: &mut Client) {
@@ -94,14 +94,16 @@ pub async fn resume(client: &mut Client, to: (&Rc<Backend>, usize), server: TcpS
     let mut tally = Tally::unpack(client, to, past.account);
     let flow = |past: MovingFlow| Flow::new(past.held, past.ended);
     let tunnel = Tunnel::new(flow(past.up), flow(past.down), past.settled, patience(client, to.0));
-    run(client, tunnel, server, &mut tally).await;
+    run(client, tunnel, server.into(), &mut tally).await;
 }
 
-async fn run(client: &mut Client, mut tunnel: Tunnel, mut server: TcpStream, tally: &mut Tally) {
+async fn run(client: &mut Client, mut tunnel: Tunnel, mut server: ServerStream, tally: &mut Tally) {
     loop {
         match tunnel.run(client, &mut server).await {
-            Ended::Leaving if leave(client, &mut tunnel, &server, tally).await => return,
-            Ended::Leaving => {}
+            Ended::Leaving => match server.plain() {
+                Some(server) if leave(client, &mut tunnel, server, tally).await => return,
+                _ => {}
+            },
             Ended::Well => return account(client, tally, &tunnel, *b"--"),
             Ended::Idle(state) | Ended::Broken(state) => return account(client, tally, &tunnel, state),
         }

@@ -5,11 +5,10 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 use super::connection::Client;
 use super::flow::{Broken, Flow};
 use super::timer::Alarm;
+use crate::upstream::ServerStream;
 
 /// Bytes that may travel to another worker: what two reads can leave behind, and what fits into a message.
 pub const MOST_HELD: usize = 128 * 1024;
@@ -58,22 +57,26 @@ impl Tunnel {
     }
 
     /// Moves bytes until both sides have ended.
-    pub async fn run(&mut self, client: &mut Client, server: &mut TcpStream) -> Ended {
+    pub async fn run(&mut self, client: &mut Client, server: &mut ServerStream) -> Ended {
         client.timer.set(client.left.take().unwrap_or_else(|| self.limit()));
         let ended = poll_fn(|cx| self.poll(cx, client, server)).await;
         if matches!(ended, Ended::Broken(_)) {
             // Best effort: without it a side sees an end where there was a break.
-            let _ = (client.stream.socket().set_zero_linger(), server.set_zero_linger());
+            let _ = (client.stream.socket().set_zero_linger(), server.socket().set_zero_linger());
         }
         ended
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, client: &mut Client, server: &mut TcpStream) -> Poll<Ended> {
+    fn poll(&mut self, cx: &mut Context<'_>, client: &mut Client, server: &mut ServerStream) -> Poll<Ended> {
         if let Some(alarm) = client.timer.poll(cx) {
             return Poll::Ready(Ended::Idle(self.overdue(alarm)));
         }
         // What was read before the tunnel began may be more than that, and is written first.
-        if self.broken.is_none() && client.may_leave() && self.up.held() + self.down.held() <= MOST_HELD {
+        if self.broken.is_none()
+            && server.plain().is_some()
+            && client.may_leave()
+            && self.up.held() + self.down.held() <= MOST_HELD
+        {
             return Poll::Ready(Ended::Leaving);
         }
         let before = self.moved();

@@ -1,6 +1,7 @@
-//! TLS towards clients: certificates by name, ticket keys every generation shares, settings.
+//! TLS towards clients and servers: certificates by name, ticket keys every generation shares, settings.
 //! Called by `worker` while it starts. Never reads a file: the bundle holds everything.
 
+mod client;
 mod error;
 mod hello;
 mod names;
@@ -17,6 +18,7 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::config::TlsServer;
 
+pub use client::ServerTls;
 pub use error::TlsError;
 pub use hello::{Hello, read_hello};
 pub use tickets::{TicketKeys, random_ticket_key};

@@ -1,19 +1,44 @@
-//! Opens a TCP connection to a server within a time limit.
-//! Called by `Backend::connect`. Never retries.
+//! Opens connections to a server within a time limit.
+//! Called by `Backend::connect` and by checks. Never retries.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::ConnectError;
+use super::{ConnectError, ServerStream};
+use crate::tls::ServerTls;
 
-pub(super) async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
-    let stream = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
-        Ok(result) => result.map_err(ConnectError::Failed)?,
-        Err(_elapsed) => return Err(ConnectError::TimedOut),
-    };
-    // A head and its body may leave in two writes; Nagle would hold the second back.
-    stream.set_nodelay(true).map_err(ConnectError::Failed)?;
-    Ok(stream)
+/// Bytes that the TLS library may hold back, one record.
+const TLS_BUFFER: usize = 16 * 1024;
+
+/// How a server is reached.
+#[derive(Clone)]
+pub struct Way {
+    /// Its address.
+    pub address: SocketAddr,
+    /// TLS, where the backend has it.
+    pub tls: Option<ServerTls>,
+}
+
+impl Way {
+    /// Opens a connection that is ready for the first request: handshakes count against the limit.
+    ///
+    /// # Errors
+    /// What connect(2) or the handshake said, or that both took too long.
+    pub async fn open(&self, limit: Duration) -> Result<ServerStream, ConnectError> {
+        let stream = tokio::time::timeout(limit, self.open_slowly());
+        stream.await.unwrap_or(Err(ConnectError::TimedOut))
+    }
+
+    async fn open_slowly(&self) -> Result<ServerStream, ConnectError> {
+        let stream = TcpStream::connect(self.address).await.map_err(ConnectError::Failed)?;
+        // A head and its body may leave in two writes; Nagle would hold the second back.
+        stream.set_nodelay(true).map_err(ConnectError::Failed)?;
+        let Some(tls) = &self.tls else { return Ok(ServerStream::Plain(stream)) };
+        let mut stream = Box::pin(tls.connect(stream)).await.map_err(ConnectError::Handshake)?;
+        // What waits in there looks like standstill to the time-out of a slow server.
+        stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+        Ok(stream.into())
+    }
 }

@@ -9,6 +9,9 @@ pub enum ConnectError {
     /// connect(2) failed.
     #[error("connection failed")]
     Failed(#[source] io::Error),
+    /// There was no TLS session with this server.
+    #[error("TLS handshake failed")]
+    Handshake(#[source] io::Error),
     /// `timeout.connect` passed.
     #[error("connection timed out")]
     TimedOut,

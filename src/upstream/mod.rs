@@ -6,6 +6,7 @@ mod connect;
 mod error;
 mod farm;
 mod pool;
+mod stream;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -20,9 +21,11 @@ use crate::handoff::messages::{MovingServer, Slots};
 use crate::stats::{Admin, Counter, Gauge, Memory, Slot};
 
 pub use balance::{Attempt, Schedule, Share};
+pub use connect::Way;
 pub use error::ConnectError;
 pub use farm::{Farm, Lines, initial};
 pub use pool::{Connection, MAX_IDLE, Pool};
+pub use stream::ServerStream;
 
 /// A backend with its counters and its servers' idle connections; one per thread.
 pub struct Backend {
@@ -44,6 +47,8 @@ pub struct Server {
     pub slot: Slot,
     /// Connections kept for the next request.
     pub pool: Pool,
+    /// How it is reached.
+    pub way: Way,
     /// Place of its counters.
     place: u32,
     /// What `balance = "source"` knows it by.
@@ -107,10 +112,9 @@ impl Backend {
     /// Opens a new connection to a server.
     ///
     /// # Errors
-    /// What connect(2) said, or that it took longer than `timeout.connect`.
+    /// What connect(2) or the TLS handshake said, or that it took longer than `timeout.connect`.
     pub async fn connect(&self, server: usize) -> Result<Connection, ConnectError> {
-        let config = self.config();
-        let stream = connect::connect(config.servers[server].address, config.connect_timeout).await?;
+        let stream = self.servers[server].way.open(self.config().connect_timeout).await?;
         self.servers[server].slot.add(Counter::Connects, 1);
         self.slot.add(Counter::Connects, 1);
         Ok(Connection::new(stream))
@@ -123,19 +127,20 @@ impl Backend {
         MovingServer { backend: config.name.clone(), server: config.servers[server].name.clone() }
     }
 
-    /// Gives up all idle connections, each with its server.
+    /// Gives up all idle connections, the plain ones each with its server: TLS keys cannot be handed over.
     #[must_use]
     pub fn take_idle(&self) -> Vec<(usize, TcpStream)> {
         let servers = self.servers.iter().enumerate();
-        servers.flat_map(|(index, server)| server.pool.take_all().into_iter().map(move |one| (index, one))).collect()
+        servers.flat_map(|(index, server)| server.pool.take_plain().into_iter().map(move |one| (index, one))).collect()
     }
 
     /// Keeps a connection that an older worker opened, if it still leads to that server and is wanted.
     pub fn adopt(&self, server: usize, stream: TcpStream) {
         let config = self.config();
-        let wanted = config.connection_mode == ConnectionMode::KeepAlive && !self.servers[server].is_kept_away();
+        let (mode, known) = (config.connection_mode, &self.servers[server]);
+        let wanted = mode == ConnectionMode::KeepAlive && known.way.tls.is_none() && !known.is_kept_away();
         if wanted && stream.peer_addr().is_ok_and(|peer| peer == config.servers[server].address) {
-            self.servers[server].pool.put(Connection::new(stream), Instant::now());
+            known.pool.put(Connection::new(stream.into()), Instant::now());
         }
     }
 
@@ -143,7 +148,7 @@ impl Backend {
     pub fn sweep(&self) {
         for server in &self.servers {
             if server.is_kept_away() {
-                drop(server.pool.take_all());
+                server.pool.clear();
             } else {
                 server.pool.sweep();
             }
@@ -177,7 +182,8 @@ pub fn backends(bundle: &Arc<Bundle>, slots: &Slots, memory: &Memory, lane: u32)
         let mut servers = Vec::new();
         for (place, config) in slots.servers.get(index)?.iter().zip(&bundle.backends[index].servers) {
             let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(config.name.as_bytes()));
-            servers.push(Server { slot, pool: Pool::default(), place: *place, identity });
+            let way = Way { address: config.address, tls: None };
+            servers.push(Server { slot, pool: Pool::default(), way, place: *place, identity });
         }
         let slot = memory.slot(lane, *slots.backends.get(index)?)?;
         let (memory, bundle) = (*memory, Arc::clone(bundle));

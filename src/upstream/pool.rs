@@ -2,12 +2,11 @@
 //! Filled and emptied by `proxy` around each request. Never opens a connection.
 
 use std::cell::RefCell;
-use std::io;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{MsgFlags, recv};
 use tokio::net::TcpStream;
+
+use super::ServerStream;
 
 /// Idle connections kept per server and thread.
 pub const MAX_IDLE: usize = 64;
@@ -16,8 +15,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection to a server, with what was read from it and not consumed yet.
 pub struct Connection {
-    /// The socket.
-    pub stream: TcpStream,
+    /// The stream.
+    pub stream: ServerStream,
     /// Bytes read ahead.
     pub input: Vec<u8>,
     /// Whether it served a request before.
@@ -27,7 +26,7 @@ pub struct Connection {
 impl Connection {
     /// A connection nobody has read from.
     #[must_use]
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: ServerStream) -> Self {
         Self { stream, input: Vec::new(), reused: false }
     }
 }
@@ -47,7 +46,7 @@ impl Pool {
     pub fn take(&self, certain: bool) -> Option<Connection> {
         loop {
             let (_, mut connection) = self.idle.borrow_mut().pop()?;
-            if is_open(&connection.stream, certain) {
+            if connection.stream.is_idle(certain) {
                 connection.reused = true;
                 return Some(connection);
             }
@@ -62,27 +61,21 @@ impl Pool {
         }
     }
 
-    /// Gives up everything that is kept.
-    pub(super) fn take_all(&self) -> Vec<TcpStream> {
-        self.idle.take().into_iter().map(|(_, connection)| connection.stream).collect()
+    /// Gives up everything that is kept; of what is TLS nothing is left.
+    pub(super) fn take_plain(&self) -> Vec<TcpStream> {
+        self.idle.take().into_iter().filter_map(|(_, connection)| connection.stream.into_plain()).collect()
+    }
+
+    /// Closes everything that is kept.
+    pub(super) fn clear(&self) {
+        drop(self.idle.take());
     }
 
     /// Closes what has been idle for too long.
     pub fn sweep(&self) {
         let now = Instant::now();
-        self.idle.borrow_mut().retain(|(since, connection)| {
-            now.duration_since(*since) < IDLE_TIMEOUT && is_open(&connection.stream, false)
+        self.idle.borrow_mut().retain_mut(|(since, connection)| {
+            now.duration_since(*since) < IDLE_TIMEOUT && connection.stream.is_idle(false)
         });
     }
-}
-
-/// An idle server must be silent: an end of file, an error or unasked bytes all make it unusable.
-fn is_open(stream: &TcpStream, certain: bool) -> bool {
-    let mut byte = [0_u8; 1];
-    if !matches!(stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
-        return false;
-    }
-    !certain
-        || recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
-            == Err(nix::errno::Errno::EAGAIN)
 }

@@ -1,0 +1,133 @@
+//! The server's side of a connection, plain or TLS.
+//! Made by `connect`, used by `proxy` and the checks. Never interprets a byte.
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// A connection to a server.
+pub enum ServerStream {
+    /// TCP as it is.
+    Plain(TcpStream),
+    /// TLS after its handshake.
+    Tls(Secured),
+}
+
+/// A TLS connection, which says goodbye when it is dropped (RFC 8446 section 6.1).
+pub struct Secured(Box<TlsStream<TcpStream>>);
+
+impl From<TcpStream> for ServerStream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Plain(stream)
+    }
+}
+
+impl From<TlsStream<TcpStream>> for ServerStream {
+    fn from(stream: TlsStream<TcpStream>) -> Self {
+        Self::Tls(Secured(Box::new(stream)))
+    }
+}
+
+impl ServerStream {
+    /// The TCP socket below.
+    #[must_use]
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.0.get_ref().0,
+        }
+    }
+
+    /// The TCP socket, where what it carries is what the server says.
+    #[must_use]
+    pub fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(_) => None,
+        }
+    }
+
+    /// The same, for good; TLS ends here.
+    #[must_use]
+    pub fn into_plain(self) -> Option<TcpStream> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(_) => None,
+        }
+    }
+
+    /// The application protocol that was agreed on (ALPN).
+    #[must_use]
+    pub fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.0.get_ref().1.alpn_protocol(),
+        }
+    }
+
+    /// An idle server must be silent: an end, an error or unasked bytes all make it unusable. `certain`
+    /// asks the kernel itself rather than the event loop's memory.
+    pub(super) fn is_idle(&mut self, certain: bool) -> bool {
+        let silent = match self {
+            Self::Plain(stream) => {
+                let read = stream.try_read(&mut [0; 1]);
+                matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+            }
+            // What belongs to TLS alone, such as a ticket, is taken in on the way.
+            Self::Tls(stream) => {
+                let mut context = Context::from_waker(Waker::noop());
+                Pin::new(&mut stream.0).poll_read(&mut context, &mut ReadBuf::new(&mut [0; 1])).is_pending()
+            }
+        };
+        silent
+            && (!certain
+                || recv(self.socket().as_raw_fd(), &mut [0; 1], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+                    == Err(Errno::EAGAIN))
+    }
+}
+
+impl Drop for Secured {
+    fn drop(&mut self) {
+        // Best effort: a server that does not take it in now is not waited for.
+        let _ = Pin::new(&mut self.0).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+impl AsyncRead for ServerStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(&mut stream.0).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for ServerStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(&mut stream.0).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(&mut stream.0).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(&mut stream.0).poll_shutdown(cx),
+        }
+    }
+}
