@@ -20,6 +20,13 @@ pub struct Slots {
     pub servers: Vec<Vec<u32>>,
 }
 
+impl Slots {
+    /// Every slot.
+    pub fn all(&self) -> impl Iterator<Item = u32> {
+        self.frontends.iter().chain(&self.backends).chain(self.servers.iter().flatten()).copied()
+    }
+}
+
 /// First message to a new worker. Descriptors that travel with it, in this order:
 /// the bundle (memfd, JSON), the shared counters (memfd), one connected datagram socket per
 /// entry of `Bundle::logs` whose `connected` flag is set.

@@ -49,6 +49,8 @@ impl Master {
         if self.bundle.logs != bundle.logs {
             self.log = EventLog::open(&bundle.logs);
         }
+        self.blank.memory.set_config(&bundle.sha256);
+        self.blank.memory.set_lives(self.workers.lives());
         self.bundle = bundle;
         Ok(retiring)
     }

@@ -24,7 +24,7 @@ use super::respawn::Respawn;
 use super::retire::{Retiring, answer_all};
 use super::slots::Directory;
 use super::start::{self, Options};
-use super::status::{Reloads, Status};
+use super::status::{LastReload, Reloads, Status};
 use super::tickets::TicketRing;
 use super::workers::Workers;
 use super::{MasterError, spawn};
@@ -33,7 +33,7 @@ use crate::handoff::getsocks;
 use crate::handoff::messages::{FromWorker, ToWorker};
 use crate::logging::{EventLog, Severity};
 use crate::socket::Sharing;
-use crate::stats::{Counter, Memory};
+use crate::stats::{Memory, ReloadPath};
 
 /// How the daemon is coming to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub(super) struct Master {
     running: Option<Running>,
     pub(super) retiring: Option<Retiring>,
     pub(super) respawn: Respawn,
-    pub(super) history: Reloads,
+    pub(super) last_reload: Option<LastReload>,
     pub(super) generation: u64,
     pub(super) began: Instant,
     ending: Ending,
@@ -136,7 +136,7 @@ impl Master {
             running: None,
             retiring: None,
             respawn: Respawn::default(),
-            history: Reloads::default(),
+            last_reload: None,
             generation: 1,
             began: Instant::now(),
             ending: Ending::No,
@@ -173,6 +173,7 @@ impl Master {
                 }
                 () = until(deadline) => self.on_deadline(),
             }
+            self.blank.memory.set_lives(self.workers.lives());
             if self.ending != Ending::No {
                 transaction = None;
                 self.dismiss_callers();
@@ -270,6 +271,7 @@ impl Master {
             generation: self.generation,
             lane,
             directory: Rc::clone(&self.blank.directory),
+            in_use: self.workers.slots(),
             counters: Arc::clone(&self.blank.counters),
             ticket_keys: self.blank.tickets.keys(),
             events: self.blank.events.clone(),
@@ -313,10 +315,16 @@ impl Master {
             self.respawn.failed(Instant::now());
         }
         if running.respawn {
+            self.blank.memory.count_reload(ReloadPath::Respawn, outcome.into(), took);
             self.conclude_respawn(outcome, &message);
             return;
         }
-        self.history.record(running.mode, outcome, &message, took);
+        let path = match running.mode {
+            ReloadMode::Handover => ReloadPath::Handover,
+            ReloadMode::Rebind => ReloadPath::Rebind,
+        };
+        self.blank.memory.count_reload(path, outcome.into(), took);
+        self.last_reload = Some(LastReload::new(outcome, running.mode, &message, took));
         match outcome {
             Outcome::Applied => self.say(Severity::Notice, &format!("reload: {message}")),
             _ => self.say(Severity::Error, &format!("reload failed, the old configuration goes on: {message}")),
@@ -350,7 +358,6 @@ impl Master {
 
     fn conclude_respawn(&mut self, outcome: Outcome, message: &str) {
         if outcome == Outcome::Applied {
-            self.history.respawns += 1;
             self.say(Severity::Notice, &format!("respawn: {message}"));
         } else {
             self.say(Severity::Alert, &format!("respawn failed, trying again: {message}"));
@@ -431,7 +438,6 @@ impl Master {
     }
 
     fn status(&self) -> Answer {
-        let dropped = (0..self.blank.memory.slots()).map_while(|index| self.blank.memory.slot(0, index));
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
@@ -442,11 +448,8 @@ impl Master {
             admin_socket: self.admin.as_ref().map(|admin| admin.path().display().to_string()),
             listeners: self.listeners.iter().map(|listener| listener.bind.address.to_string()).collect(),
             generations: self.workers.status(&self.blank.memory),
-            reloads: self.history.clone(),
-            log_lines_dropped: dropped
-                .take(self.blank.directory.borrow().len())
-                .map(|slot| slot.value(Counter::LogDrops))
-                .sum(),
+            reloads: Reloads::of(&self.blank.memory, self.last_reload.clone()),
+            log_lines_dropped: self.blank.memory.log_lines_dropped(),
         };
         let mut answer = Answer::new(Outcome::Applied, "");
         answer.facts = serde_json::to_value(&status).unwrap_or_default();

@@ -2,6 +2,7 @@
 //! Run by `lifecycle` beside its event loop. Never touches the serving worker or a client.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -38,6 +39,8 @@ pub(super) struct Plan {
     pub(super) generation: u64,
     pub(super) lane: u32,
     pub(super) directory: Rc<RefCell<Directory>>,
+    /// Places in the shared counters that living workers have.
+    pub(super) in_use: HashSet<u32>,
     pub(super) counters: Arc<OwnedFd>,
     pub(super) ticket_keys: Arc<Vec<Vec<u8>>>,
     pub(super) events: mpsc::UnboundedSender<Event>,
@@ -75,7 +78,7 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
     let settled = listeners::settle(&bundle, &plan.held, plan.mode, plan.unheld).map_err(rejected)?;
     let fittings = fittings(&bundle, settled.len());
     let maxconn = socket::raise_for(bundle.global.maxconn, fittings).map_err(|error| rejected(error.into()))?;
-    let slots = plan.directory.borrow_mut().slots(&bundle).map_err(rejected)?;
+    let slots = plan.directory.borrow_mut().slots(&bundle, &plan.in_use).map_err(rejected)?;
     let orders = Orders {
         bundle: Arc::clone(&bundle),
         generation: plan.generation,

@@ -1,6 +1,7 @@
 //! The worker processes that are alive: who serves, who drains, who has to go.
 //! Owned by `lifecycle`. Never starts one.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use super::spawn::{READY_PATIENCE, State, Worker};
 use super::status::Generation;
 use crate::handoff::Channel;
 use crate::handoff::messages::ToWorker;
-use crate::stats::{Gauge, LANES, Memory};
+use crate::stats::{LANES, Memory};
 
 /// How long a worker that was told to end may take before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
@@ -103,6 +104,16 @@ impl Workers {
         self.alive.iter_mut().filter(|worker| worker.state != State::Stopping).for_each(stop);
     }
 
+    /// Lane and generation of everybody, and whether he drains.
+    pub(super) fn lives(&self) -> impl Iterator<Item = (u32, u64, bool)> {
+        self.alive.iter().map(|worker| (worker.lane, worker.generation, worker.state != State::Serving))
+    }
+
+    /// Places in the shared counters that somebody has.
+    pub(super) fn slots(&self) -> HashSet<u32> {
+        self.alive.iter().flat_map(|worker| worker.slots.all()).collect()
+    }
+
     /// Takes a worker off the list; its process is gone.
     pub(super) fn remove(&mut self, generation: u64) -> Option<Worker> {
         let place = self.alive.iter().position(|worker| worker.generation == generation)?;
@@ -138,7 +149,7 @@ impl Workers {
                     State::Draining => "draining",
                     State::Stopping => "stopping",
                 },
-                connections: connections(worker, memory),
+                connections: memory.connections(worker.lane),
                 age_seconds: worker.since.elapsed().as_secs(),
             })
             .collect()
@@ -167,9 +178,4 @@ fn stop(worker: &mut Worker) {
     worker.relief = None;
     worker.state = State::Stopping;
     worker.deadline = Instant::now().checked_add(END_PATIENCE);
-}
-
-fn connections(worker: &Worker, memory: &Memory) -> u64 {
-    let slots = worker.slots.frontends.iter().filter_map(|slot| memory.slot(worker.lane, *slot));
-    slots.map(|slot| slot.current(Gauge::Sessions)).sum()
 }

@@ -23,7 +23,7 @@ use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
 use crate::handoff::{Channel, HandoffError};
 use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
-use crate::stats::{Counter, StatsPage};
+use crate::stats::StatsPage;
 use crate::tls::{self, TicketKeys};
 
 /// How long connections get to notice that the worker stops.
@@ -92,7 +92,6 @@ struct Crew {
 
 fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, WorkerError> {
     let Inheritance { start, bundle, memory, log_sockets, listeners } = inheritance;
-    let losses = start.slots.frontends.first().and_then(|slot| memory.slot(start.lane, *slot));
     let reporter = Arc::clone(channel);
     let (logger, log_thread) = Logger::start(
         &bundle,
@@ -101,11 +100,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
             // Without a master nobody can reconnect; lines are counted as dropped then.
             let _ = reporter.send(&FromWorker::LogLost(target), &[]);
         },
-        move |lines| {
-            if let Some(slot) = &losses {
-                slot.add(Counter::LogDrops, lines);
-            }
-        },
+        move |lines| memory.drop_log_lines(lines),
     );
     drop_privileges(&start)?;
     let page = StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation);
