@@ -20,6 +20,9 @@ pub struct Bundle {
     pub global: Global,
     /// How reloads behave.
     pub reload: Reload,
+    /// What systemd is asked for.
+    #[serde(default)]
+    pub systemd: Systemd,
     /// The admin socket, if configured.
     pub admin: Option<Admin>,
     /// Log targets in file order.
@@ -31,6 +34,9 @@ pub struct Bundle {
     /// Backends in file order.
     pub backends: Vec<Backend>,
 }
+
+/// Serving threads at most.
+pub const MAX_THREADS: u32 = 256;
 
 /// `[global]`: what HAProxy's `global` section holds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -55,7 +61,8 @@ impl Global {
     /// Serving threads: as configured, else one per core that may be used.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        self.threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS as usize))
     }
 }
 
@@ -92,6 +99,19 @@ pub struct Reload {
     pub hard_stop_after: Duration,
     /// Draining workers kept at most; one more ends the oldest.
     pub max_old: usize,
+}
+
+/// `[systemd]`: none of it does anything where the daemon was not started by systemd.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Systemd {
+    /// The unit's `WatchdogSec=` is answered as long as the serving threads turn; else as long as the master does.
+    pub watchdog: bool,
+}
+
+impl Default for Systemd {
+    fn default() -> Self {
+        Self { watchdog: true }
+    }
 }
 
 /// How listeners reach the new worker.

@@ -50,6 +50,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     let mut tls = TlsDefaults::default();
     let global = root.table("global").map(|section| process::global(section, &mut tls)).unwrap_or_default();
     let reload = process::reload(root.table("reload"));
+    let systemd = process::systemd(root.table("systemd"));
     let admin = process::admin(root.table("admin"));
     let logs = root.tables("log").into_iter().filter_map(|section| process::log(section, check)).collect();
     let mut settings = Settings::default();
@@ -90,7 +91,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     root.finish();
     let hash = digest(&SHA256, source.as_bytes());
     let sha256 = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Bundle { sha256, global, reload, admin, logs, stats, frontends, backends }
+    Bundle { sha256, global, reload, systemd, admin, logs, stats, frontends, backends }
 }
 
 /// Finds the admin socket in a file that may otherwise be broken, so that clients of a running

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::ciphers::TlsDefaults;
 use super::report::suggestion;
 use super::section::Section;
-use super::{Admin, AdminLevel, Global, LogSink, LogTarget, Reload, ReloadMode, Tickets};
+use super::{Admin, AdminLevel, Global, LogSink, LogTarget, MAX_THREADS, Reload, ReloadMode, Systemd, Tickets};
 
 pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global {
     let user = checked(&mut section, "user", "create it or name another", |name| {
@@ -20,7 +20,7 @@ pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global 
     });
     let threads = match section.value("threads").map(|value| value.get_ref().as_str()) {
         Some(Some("auto")) | None => None,
-        Some(_) => section.integer("threads", 1..=256).map(|count| count as usize),
+        Some(_) => section.integer("threads", 1..=MAX_THREADS).map(|count| count as usize),
     };
     let mut tickets = Tickets::default();
     if let Some(mut section) = section.table("tls") {
@@ -78,6 +78,15 @@ pub(super) fn reload(section: Option<Section<'_>>) -> Reload {
         section.finish();
     }
     reload
+}
+
+pub(super) fn systemd(section: Option<Section<'_>>) -> Systemd {
+    let mut systemd = Systemd::default();
+    if let Some(mut section) = section {
+        systemd.watchdog = section.boolean("watchdog").unwrap_or(systemd.watchdog);
+        section.finish();
+    }
+    systemd
 }
 
 pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {

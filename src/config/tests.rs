@@ -248,3 +248,11 @@ fn rules_and_edits_arrive_as_written() {
     };
     assert_eq!((redirect.scheme.as_deref(), redirect.host.as_deref(), redirect.code), (Some("https"), Some("a"), 308));
 }
+
+#[test]
+fn systemds_watchdog_is_answered_by_the_threads_unless_the_file_says_otherwise() {
+    let watchdog = |text: &str| read(&format!("{FRONTEND}{text}")).unwrap().bundle.systemd.watchdog;
+    assert!(watchdog(""));
+    assert!(!watchdog("\n[systemd]\nwatchdog = false\n"));
+    each_is_wrong_once(FRONTEND, &[("\n[systemd]\nwatchdg = true", "unknown", "did you mean `watchdog`?")]);
+}

@@ -52,6 +52,8 @@ pub struct Start {
     pub chroot: Option<String>,
     /// Client connections held at most, already settled against the descriptor limit.
     pub maxconn: u32,
+    /// Serving threads. In its chroot a worker does not see how many its control group allows.
+    pub threads: usize,
     /// Listeners that follow in [`ToWorker::Listeners`] messages.
     pub listeners: u32,
 }

@@ -167,6 +167,7 @@ fn bundle(logs: Vec<LogTarget>) -> Bundle {
             hard_stop_after: Duration::from_secs(1),
             max_old: 1,
         },
+        systemd: config::Systemd::default(),
         admin: None,
         logs,
         stats: None,

@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{AdminSocket, Answer, Outcome, Request};
@@ -26,8 +25,9 @@ use super::slots::Directory;
 use super::start::{self, Options};
 use super::status::{LastReload, Reloads, Status};
 use super::tickets::TicketRing;
+use super::watchdog::Watch;
 use super::workers::Workers;
-use super::{MasterError, spawn};
+use super::{MasterError, spawn, supervisor};
 use crate::config::{Bundle, ReloadMode};
 use crate::handoff::getsocks;
 use crate::handoff::messages::{FromWorker, ToWorker};
@@ -97,6 +97,7 @@ pub(super) struct Master {
     pub(super) retiring: Option<Retiring>,
     pub(super) respawn: Respawn,
     pub(super) last_reload: Option<LastReload>,
+    pub(super) watch: Watch,
     pub(super) generation: u64,
     pub(super) began: Instant,
     ending: Ending,
@@ -137,6 +138,7 @@ impl Master {
             retiring: None,
             respawn: Respawn::default(),
             last_reload: None,
+            watch: Watch::from_supervisor(Instant::now()),
             generation: 1,
             began: Instant::now(),
             ending: Ending::No,
@@ -147,8 +149,7 @@ impl Master {
         master.commit(prepared)?;
         master
             .say(Severity::Notice, &format!("proxy {} serves, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
-        // Without a supervisor there is nobody to tell.
-        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+        supervisor::started("generation 1 serves");
         Ok(master)
     }
 
@@ -254,10 +255,9 @@ impl Master {
         self.running = Some(Running { mode, respawn, callers, began: Instant::now() });
         self.respawn.began();
         self.generation += 1;
+        self.blank.memory.clear_beats(lane);
         if !respawn {
-            let reloading = NotifyState::monotonic_usec_now().map(|now| vec![NotifyState::Reloading, now]);
-            // Without a supervisor there is nobody to tell.
-            let _ = sd_notify::notify(&reloading.unwrap_or_default());
+            supervisor::reloading();
         }
         Some(Plan {
             source: if respawn {
@@ -326,11 +326,16 @@ impl Master {
         self.blank.memory.count_reload(path, outcome.into(), took);
         self.last_reload = Some(LastReload::new(outcome, running.mode, &message, took));
         match outcome {
-            Outcome::Applied => self.say(Severity::Notice, &format!("reload: {message}")),
-            _ => self.say(Severity::Error, &format!("reload failed, the old configuration goes on: {message}")),
+            Outcome::Applied => {
+                self.say(Severity::Notice, &format!("reload: {message}"));
+                supervisor::ready(&message);
+            }
+            _ => {
+                let message = format!("reload failed, the old configuration goes on: {message}");
+                self.say(Severity::Error, &message);
+                supervisor::ready(&message);
+            }
         }
-        // Reloading or not, the daemon serves; without a supervisor there is nobody to tell.
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
         let answering = Retiring::new(retiring, running.callers, answer);
         self.retiring = Some(answering);
         self.retired(0);
@@ -359,8 +364,11 @@ impl Master {
     fn conclude_respawn(&mut self, outcome: Outcome, message: &str) {
         if outcome == Outcome::Applied {
             self.say(Severity::Notice, &format!("respawn: {message}"));
+            supervisor::status(&format!("{message}; a worker had to be replaced"));
         } else {
-            self.say(Severity::Alert, &format!("respawn failed, trying again: {message}"));
+            let message = format!("respawn failed, trying again: {message}");
+            self.say(Severity::Alert, &message);
+            supervisor::status(&message);
         }
     }
 
@@ -383,6 +391,7 @@ impl Master {
         for killed in self.workers.kill_overdue(now) {
             self.say(Severity::Warning, &killed);
         }
+        self.look_after_workers(now);
         self.log_sockets.reconnect(now, &self.workers);
         if let Some(retiring) = self.retiring.take_if(|retiring| retiring.deadline() <= now) {
             retiring.finish();
@@ -402,15 +411,15 @@ impl Master {
         let respawn = if idle { self.respawn.due() } else { None };
         let retiring = self.retiring.as_ref().map(Retiring::deadline);
         let rotation = self.blank.tickets.due(&self.bundle.global.tickets);
-        let times = [respawn, retiring, rotation, self.workers.next_deadline(), self.log_sockets.next_attempt()];
+        let look = Some(self.watch.next_look());
+        let times = [respawn, retiring, rotation, look, self.workers.next_deadline(), self.log_sockets.next_attempt()];
         times.into_iter().flatten().min()
     }
 
     fn end(&mut self, ending: Ending) {
         let abandoned = listeners::abandoned(&self.listeners, &[]);
         if self.ending == Ending::No {
-            // Without a supervisor there is nobody to tell.
-            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            supervisor::stopping();
             // A successor may want the path; who waits for our end keeps its connection.
             self.admin = None;
             self.listeners.clear();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::spawn::{READY_PATIENCE, State, Worker};
 use super::status::Generation;
+use super::watchdog::STALL_PATIENCE;
 use crate::handoff::Channel;
 use crate::handoff::messages::ToWorker;
 use crate::stats::{LANES, Memory};
@@ -92,6 +93,14 @@ impl Workers {
         Some(worker.since.elapsed())
     }
 
+    /// Whose heartbeats count: who serves, and who was found stalled.
+    pub(super) fn watched(&mut self) -> impl Iterator<Item = &mut Worker> {
+        self.alive.iter_mut().filter(|worker| {
+            // Who was just told to serve has a deadline for that.
+            worker.state == State::Serving && worker.deadline.is_none() || worker.stalled
+        })
+    }
+
     /// Gives everybody an order.
     pub(super) fn tell_all(&self, order: &ToWorker) {
         for worker in &self.alive {
@@ -169,13 +178,33 @@ fn start_draining(worker: &mut Worker) {
     let Some(order) = worker.relief.take() else { return };
     worker.tell(&order);
     if let ToWorker::Drain { hard_stop_after, .. } = order {
-        worker.deadline = Instant::now().checked_add(hard_stop_after + END_PATIENCE);
+        let patience = if worker.stalled { STALL_PATIENCE } else { hard_stop_after };
+        worker.deadline = Instant::now().checked_add(patience + END_PATIENCE);
+    }
+}
+
+impl Worker {
+    /// One of its threads turns no more: its successor is waited for, and then it has little time left.
+    pub(super) fn suspect(&mut self) {
+        self.stalled = true;
+        self.state = State::Draining;
+        let hard_stop_after = self.bundle.reload.hard_stop_after;
+        self.relief = Some(ToWorker::Drain { abandoned: Vec::new(), hard_stop_after });
+    }
+
+    /// It turns again: it ends as any other that is relieved.
+    pub(super) fn acquit(&mut self) {
+        self.stalled = false;
+        if self.state == State::Draining && self.relief.is_none() {
+            self.deadline = Instant::now().checked_add(self.bundle.reload.hard_stop_after + END_PATIENCE);
+        }
     }
 }
 
 fn stop(worker: &mut Worker) {
     worker.tell(&ToWorker::Stop);
     worker.relief = None;
+    worker.stalled = false;
     worker.state = State::Stopping;
     worker.deadline = Instant::now().checked_add(END_PATIENCE);
 }

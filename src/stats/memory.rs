@@ -14,12 +14,15 @@ use nix::sys::stat::fstat;
 use super::counters::{COUNTERS, GAUGES, Gauge, OWNER, Slot};
 use super::error::StatsError;
 use super::snapshot::Kind;
+use crate::config::MAX_THREADS;
 use crate::handoff::{memory_file, seal_length};
 
 /// Slots a new memory has unless told otherwise; the file is sparse, unused ones cost nothing.
 pub const SLOTS: u32 = 16_384;
 /// Gauge lanes: workers that may be alive at the same time.
 pub const LANES: u32 = 64;
+/// Serving threads of one worker that have a heartbeat.
+const BEATS: u32 = MAX_THREADS;
 /// Version of the layout; counters and words of the header may be appended without a new one.
 pub(super) const LAYOUT: u32 = 2;
 
@@ -119,6 +122,26 @@ impl Memory {
         }
     }
 
+    /// The heartbeat of a serving thread; `None` beyond the last lane or thread.
+    #[must_use]
+    pub fn beat(&self, lane: u32, thread: u32) -> Option<&'static AtomicU64> {
+        self.beats(lane)?.get(thread as usize)
+    }
+
+    /// The heartbeats of a worker's threads; those that have begun count up from 1.
+    #[must_use]
+    pub fn beats(&self, lane: u32) -> Option<&'static [AtomicU64]> {
+        let start = self.gauges(LANES, 0) + (lane * BEATS) as usize;
+        self.words.get(start..start + BEATS as usize).filter(|_| lane < LANES)
+    }
+
+    /// A new worker's heartbeats begin at 0, whoever had its lane before.
+    pub fn clear_beats(&self, lane: u32) {
+        for beat in self.beats(lane).unwrap_or_default() {
+            beat.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// A gauge over all workers.
     #[must_use]
     pub fn gauge_total(&self, index: u32, gauge: Gauge) -> u64 {
@@ -208,7 +231,7 @@ fn words(slots: u32) -> Option<NonZeroUsize> {
         return None;
     }
     let slots = NonZeroUsize::new(slots as usize)?.get();
-    NonZeroUsize::new(HEADER_WORDS + slots * (COUNTERS + LANES as usize * GAUGES))
+    NonZeroUsize::new(HEADER_WORDS + slots * (COUNTERS + LANES as usize * GAUGES) + (LANES * BEATS) as usize)
 }
 
 /// A file in memory that nobody can shrink (a mapping beyond the end would be fatal) where the kernel can see to it.
@@ -267,6 +290,8 @@ mod tests {
         assert!(memory.slot(LANES, 0).is_none() && memory.slot(0, 2).is_none());
         memory.clear_lane(LANES);
         assert_eq!(memory.gauge_total(2, Gauge::Queued), 0);
+        assert!(memory.beat(LANES - 1, BEATS - 1).is_some());
+        assert!(memory.beat(LANES, 0).is_none() && memory.beat(0, BEATS).is_none());
         assert!(matches!(Memory::create(0), Err(StatsError::Size { .. })));
         assert!(matches!(Memory::create(u32::MAX), Err(StatsError::Size { .. })));
     }
@@ -307,7 +332,21 @@ mod tests {
         assert!(matches!(forged(&[MAGIC, shape(1, 1)], 8192), Err(StatsError::Layout { found: 1 })));
         assert!(matches!(forged(&[MAGIC, shape(2, 0)], 8192), Err(StatsError::Size { .. })));
         assert!(matches!(forged(&[MAGIC, shape(2, 16_384)], 8192), Err(StatsError::Size { .. })));
-        assert!(forged(&[MAGIC, shape(2, 1)], 8192).is_ok());
+        let whole = words(1).unwrap().get() * WORD;
+        assert!(forged(&[MAGIC, shape(2, 1)], whole as u64).is_ok());
+    }
+
+    #[test]
+    fn heartbeats_are_seen_by_the_other_side_and_lie_beside_all_gauges() {
+        let (memory, fd) = Memory::create(2).unwrap();
+        let other = Memory::map(fd.as_fd()).unwrap();
+        memory.slot(LANES - 1, 1).unwrap().enter(Gauge::Sessions);
+        assert!(other.beats(0).unwrap().iter().all(|beat| beat.load(Ordering::Relaxed) == 0));
+        memory.beat(0, 3).unwrap().fetch_add(1, Ordering::Relaxed);
+        assert_eq!(other.beats(0).unwrap()[3].load(Ordering::Relaxed), 1);
+        other.clear_beats(0);
+        assert_eq!(memory.beat(0, 3).unwrap().load(Ordering::Relaxed), 0);
+        assert_eq!(other.gauge_total(1, Gauge::Sessions), 1);
     }
 
     #[test]

@@ -112,6 +112,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         slots: start.slots.clone(),
         memory,
         lane: start.lane,
+        threads: start.threads,
         tls: acceptors(&bundle, &tickets)?,
         limits: limits(&bundle, start.maxconn),
         logger: logger.clone(),
@@ -142,13 +143,14 @@ fn muster(shared: &Shared, listeners: &[(ListenerOwner, TcpListener)]) -> std::i
     let (ending, ended) = mpsc::channel(1);
     let (acceptor, accepting) = mpsc::channel(1);
     let mut crew = Crew { threads: Vec::new(), ready: Vec::new(), arrivals: Vec::new(), ended, accepting };
-    for number in 0..shared.bundle.global.threads() {
+    for number in 0..shared.threads {
         let mut own = Vec::with_capacity(listeners.len());
         for (owner, listener) in listeners {
             own.push((*owner, listener.try_clone()?));
         }
         let (arrival, arrivals) = mpsc::unbounded_channel();
-        let setup = Setup { shared: shared.clone(), listeners: own, arrivals, accepting: Some(acceptor.clone()) };
+        let setup =
+            Setup { shared: shared.clone(), number, listeners: own, arrivals, accepting: Some(acceptor.clone()) };
         let (tell, told) = oneshot::channel();
         let ending = ending.clone();
         let thread = std::thread::Builder::new().name(format!("serve-{number}")).spawn(move || {

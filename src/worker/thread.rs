@@ -6,7 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
@@ -18,6 +18,7 @@ use super::accept::accept_all;
 use super::capacity::{Capacity, Permit};
 use super::moving::Arrival;
 use crate::config::Bundle;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::{Logger, Severity};
 use crate::proxy::{self, Departure, Site, TICK, Thread, Timers};
@@ -60,6 +61,8 @@ pub struct Shared {
     pub memory: Memory,
     /// This worker's gauge lane.
     pub lane: u32,
+    /// How many threads serve.
+    pub threads: usize,
     /// TLS per frontend.
     pub tls: Vec<Option<TlsAcceptor>>,
     /// Limits per frontend, then the worker's own last.
@@ -80,6 +83,8 @@ pub struct Shared {
 pub struct Setup {
     /// What it shares with the others.
     pub shared: Shared,
+    /// Which one it is, from 0.
+    pub number: usize,
     /// Its own descriptors of the listening sockets.
     pub listeners: Vec<(ListenerOwner, StdListener)>,
     /// Connections from older workers.
@@ -127,7 +132,7 @@ impl Drop for OpenGuard {
 }
 
 async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
-    let Setup { mut shared, listeners, arrivals, accepting } = setup;
+    let Setup { mut shared, number, listeners, arrivals, accepting } = setup;
     let thread = Rc::new(Thread {
         bundle: Arc::clone(&shared.bundle),
         timers: Timers::default(),
@@ -153,7 +158,8 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
         serving.thread.logger.event(Severity::Critical, &format!("a thread cannot listen: {error}"));
         return;
     }
-    tokio::task::spawn_local(sweep(Rc::clone(&serving.thread), serving.backends.clone()));
+    let beat = u32::try_from(number).ok().and_then(|number| serving.shared.memory.beat(serving.shared.lane, number));
+    tokio::task::spawn_local(sweep(Rc::clone(&serving.thread), serving.backends.clone(), beat));
     serving.follow().await;
 }
 
@@ -330,13 +336,19 @@ fn build(shared: &Shared) -> io::Result<Built> {
     Ok((backends, sites))
 }
 
-/// Fires deadlines and closes idle server connections, for as long as the thread lives.
-async fn sweep(thread: Rc<Thread>, backends: Vec<Rc<upstream::Backend>>) {
+/// Fires deadlines and closes idle server connections, for as long as the thread lives. Each sweep is a heartbeat: the
+/// master sees by it that the thread still comes round.
+async fn sweep(thread: Rc<Thread>, backends: Vec<Rc<upstream::Backend>>, beat: Option<&'static AtomicU64>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut count = 0_u32;
     loop {
         ticks.tick().await;
+        // Only a fault that hangs is meant for this step.
+        let _ = fault::strike(Step::Beat);
+        if let Some(beat) = beat {
+            beat.fetch_add(1, Ordering::Relaxed);
+        }
         thread.timers.sweep(Instant::now());
         count = count.wrapping_add(1);
         if count.is_multiple_of(POOL_SWEEP_EVERY) {
