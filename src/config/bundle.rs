@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Bind;
 use super::route::Route;
 use super::rule::Rule;
 
@@ -21,6 +20,9 @@ pub struct Bundle {
     pub global: Global,
     /// How reloads behave.
     pub reload: Reload,
+    /// What systemd is asked for.
+    #[serde(default)]
+    pub systemd: Systemd,
     /// The admin socket, if configured.
     pub admin: Option<Admin>,
     /// Log targets in file order.
@@ -32,6 +34,9 @@ pub struct Bundle {
     /// Backends in file order.
     pub backends: Vec<Backend>,
 }
+
+/// Serving threads at most.
+pub const MAX_THREADS: u32 = 256;
 
 /// `[global]`: what HAProxy's `global` section holds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -56,7 +61,8 @@ impl Global {
     /// Serving threads: as configured, else one per core that may be used.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        self.threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS as usize))
     }
 }
 
@@ -93,6 +99,19 @@ pub struct Reload {
     pub hard_stop_after: Duration,
     /// Draining workers kept at most; one more ends the oldest.
     pub max_old: usize,
+}
+
+/// `[systemd]`: none of it does anything where the daemon was not started by systemd.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Systemd {
+    /// The unit's `WatchdogSec=` is answered as long as the serving threads turn; else as long as the master does.
+    pub watchdog: bool,
+}
+
+impl Default for Systemd {
+    fn default() -> Self {
+        Self { watchdog: true }
+    }
 }
 
 /// How listeners reach the new worker.
@@ -194,6 +213,19 @@ pub enum Secret {
     Clear(String),
     /// crypt(3) `$5$` or `$6$`.
     Crypt(String),
+}
+
+/// One listening address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Address and port. `*` is `0.0.0.0`, `[::]` is dual stack unless `v6only`.
+    pub address: SocketAddr,
+    /// `IPV6_V6ONLY`.
+    pub v6only: bool,
+    /// listen(2) backlog.
+    pub backlog: u32,
+    /// Where the configuration says so, `file:line:column`, for messages about binding.
+    pub origin: String,
 }
 
 /// One `[frontend.NAME]` with defaults applied.

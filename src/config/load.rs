@@ -50,6 +50,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     let mut tls = TlsDefaults::default();
     let global = root.table("global").map(|section| process::global(section, &mut tls)).unwrap_or_default();
     let reload = process::reload(root.table("reload"));
+    let systemd = process::systemd(root.table("systemd"));
     let admin = process::admin(root.table("admin"));
     let logs = root.tables("log").into_iter().filter_map(|section| process::log(section, check)).collect();
     let mut settings = Settings::default();
@@ -70,7 +71,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
         let (report, place) = (section.report, section.place("bind"));
         let frontend = frontend(&name, section, &around);
         for bind in &frontend.binds {
-            if let Some(first) = places.insert((bind.address.clone(), bind.interface.clone()), place.clone()) {
+            if let Some(first) = places.insert(bind.address, place.clone()) {
                 report.conflict(place.clone(), format!("{} is bound twice", bind.address), first);
             }
         }
@@ -81,7 +82,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     }
     if let Some(stats) = &stats {
         for bind in &stats.binds {
-            if let Some(first) = places.get(&(bind.address.clone(), bind.interface.clone())) {
+            if let Some(first) = places.get(&bind.address) {
                 root.report.conflict(root.place("stats"), format!("{} is bound twice", bind.address), first.clone());
             }
         }
@@ -90,7 +91,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     root.finish();
     let hash = digest(&SHA256, source.as_bytes());
     let sha256 = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Bundle { sha256, global, reload, admin, logs, stats, frontends, backends }
+    Bundle { sha256, global, reload, systemd, admin, logs, stats, frontends, backends }
 }
 
 /// Finds the admin socket in a file that may otherwise be broken, so that clients of a running

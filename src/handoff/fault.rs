@@ -18,6 +18,8 @@ pub enum Step {
     Ready,
     /// Worker: it was told to serve, and does not yet.
     Serve,
+    /// Serving thread: it has come round, which it does every 50 ms.
+    Beat,
     /// Draining worker: connections are sent, the successor has not answered.
     Sending,
     /// New worker: connections have come, the answer is not given.
@@ -44,6 +46,7 @@ impl Step {
             Self::Threads => "threads",
             Self::Ready => "ready",
             Self::Serve => "serve",
+            Self::Beat => "beat",
             Self::Sending => "sending",
             Self::Receiving => "receiving",
             Self::Load => "load",

@@ -1,11 +1,10 @@
 //! What master and worker say to each other, one JSON document per SEQPACKET message.
 //! Sent by `master` and `worker` through `handoff::Channel`. Pure: holds no descriptor.
 
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-
-use crate::logging::Endpoint;
 
 /// Version of these messages; a peer that speaks another major version is refused.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -19,6 +18,13 @@ pub struct Slots {
     pub backends: Vec<u32>,
     /// Slot per server, per backend, in bundle order.
     pub servers: Vec<Vec<u32>>,
+}
+
+impl Slots {
+    /// Every slot.
+    pub fn all(&self) -> impl Iterator<Item = u32> {
+        self.frontends.iter().chain(&self.backends).chain(self.servers.iter().flatten()).copied()
+    }
 }
 
 /// First message to a new worker. Descriptors that travel with it, in this order:
@@ -46,6 +52,8 @@ pub struct Start {
     pub chroot: Option<String>,
     /// Client connections held at most, already settled against the descriptor limit.
     pub maxconn: u32,
+    /// Serving threads. In its chroot a worker does not see how many its control group allows.
+    pub threads: usize,
     /// Listeners that follow in [`ToWorker::Listeners`] messages.
     pub listeners: u32,
 }
@@ -152,9 +160,9 @@ pub struct MovingTunnel {
     /// Where it leads.
     pub server: MovingServer,
     /// Client's address.
-    pub peer: Endpoint,
+    pub peer: SocketAddr,
     /// Ours, towards the client.
-    pub local: Endpoint,
+    pub local: SocketAddr,
     /// Client to server.
     pub up: MovingFlow,
     /// Server to client.

@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn record() -> Record {
     Record {
         accepted: UNIX_EPOCH + Duration::from_millis(1_793_694_727_045),
-        client: Endpoint::Internet("192.0.2.7:41000".parse().unwrap()),
-        local: Endpoint::Internet("192.0.2.1:443".parse().unwrap()),
+        client: "192.0.2.7:41000".parse().unwrap(),
+        local: "192.0.2.1:443".parse().unwrap(),
         frontend: 0,
         tls: true,
         backend: Some(0),
@@ -167,6 +167,7 @@ fn bundle(logs: Vec<LogTarget>) -> Bundle {
             hard_stop_after: Duration::from_secs(1),
             max_old: 1,
         },
+        systemd: config::Systemd::default(),
         admin: None,
         logs,
         stats: None,

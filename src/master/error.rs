@@ -31,7 +31,7 @@ pub enum MasterError {
     #[error("shared counters cannot be made")]
     Stats(#[from] StatsError),
     /// More names than the shared counters have room for.
-    #[error("more than {0} frontends, backends and servers were ever configured; restart to start afresh")]
+    #[error("more than {0} frontends, backends and servers at a time, those of draining workers included")]
     TooManyNames(u32),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]

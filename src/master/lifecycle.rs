@@ -11,7 +11,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sd_notify::NotifyState;
 use tokio::sync::{mpsc, oneshot};
 
 use super::admin::{AdminSocket, Answer, Outcome, Request};
@@ -24,16 +23,17 @@ use super::respawn::Respawn;
 use super::retire::{Retiring, answer_all};
 use super::slots::Directory;
 use super::start::{self, Options};
-use super::status::{Reloads, Status};
+use super::status::{LastReload, Reloads, Status};
 use super::tickets::TicketRing;
+use super::watchdog::Watch;
 use super::workers::Workers;
-use super::{MasterError, spawn};
+use super::{MasterError, spawn, supervisor};
 use crate::config::{Bundle, ReloadMode};
 use crate::handoff::getsocks;
 use crate::handoff::messages::{FromWorker, ToWorker};
 use crate::logging::{EventLog, Severity};
 use crate::socket::Sharing;
-use crate::stats::{Counter, Memory};
+use crate::stats::{Memory, ReloadPath};
 
 /// How the daemon is coming to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +96,8 @@ pub(super) struct Master {
     running: Option<Running>,
     pub(super) retiring: Option<Retiring>,
     pub(super) respawn: Respawn,
-    pub(super) history: Reloads,
+    pub(super) last_reload: Option<LastReload>,
+    pub(super) watch: Watch,
     pub(super) generation: u64,
     pub(super) began: Instant,
     ending: Ending,
@@ -136,7 +137,8 @@ impl Master {
             running: None,
             retiring: None,
             respawn: Respawn::default(),
-            history: Reloads::default(),
+            last_reload: None,
+            watch: Watch::from_supervisor(Instant::now()),
             generation: 1,
             began: Instant::now(),
             ending: Ending::No,
@@ -147,8 +149,7 @@ impl Master {
         master.commit(prepared)?;
         master
             .say(Severity::Notice, &format!("proxy {} serves, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
-        // Without a supervisor there is nobody to tell.
-        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::MainPid(std::process::id())]);
+        supervisor::started("generation 1 serves");
         Ok(master)
     }
 
@@ -173,6 +174,7 @@ impl Master {
                 }
                 () = until(deadline) => self.on_deadline(),
             }
+            self.blank.memory.set_lives(self.workers.lives());
             if self.ending != Ending::No {
                 transaction = None;
                 self.dismiss_callers();
@@ -222,13 +224,11 @@ impl Master {
     }
 
     fn give_sockets(&self, stream: tokio::net::UnixStream) {
-        let sockets: Vec<_> = self.listeners.iter().map(|listener| Arc::clone(&listener.socket)).collect();
-        self.say(Severity::Notice, &format!("{} listening sockets were handed to another process", sockets.len()));
+        let fds: Vec<_> = self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect();
+        self.say(Severity::Notice, &format!("{} listening sockets were handed to another process", fds.len()));
         // The exchange waits for acknowledgements of a foreign process; the event loop must not.
         tokio::task::spawn_blocking(move || {
-            let fds: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
-            // Before: whoever has them may tell us to end at once, and needs the paths.
-            sockets.iter().for_each(|socket| socket.share());
+            let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
             // The process that asked reports what went wrong; we keep our sockets either way.
             let _ = stream.into_std().map(|stream| getsocks::give(stream, &fds));
         });
@@ -255,10 +255,9 @@ impl Master {
         self.running = Some(Running { mode, respawn, callers, began: Instant::now() });
         self.respawn.began();
         self.generation += 1;
+        self.blank.memory.clear_beats(lane);
         if !respawn {
-            let reloading = NotifyState::monotonic_usec_now().map(|now| vec![NotifyState::Reloading, now]);
-            // Without a supervisor there is nobody to tell.
-            let _ = sd_notify::notify(&reloading.unwrap_or_default());
+            supervisor::reloading();
         }
         Some(Plan {
             source: if respawn {
@@ -267,11 +266,12 @@ impl Master {
                 Source::File(self.options.config.clone())
             },
             mode,
-            held: self.listeners.iter().map(|listener| Arc::clone(&listener.socket)).collect(),
+            held: self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect(),
             unheld: Sharing::Exclusive,
             generation: self.generation,
             lane,
             directory: Rc::clone(&self.blank.directory),
+            in_use: self.workers.slots(),
             counters: Arc::clone(&self.blank.counters),
             ticket_keys: self.blank.tickets.keys(),
             events: self.blank.events.clone(),
@@ -315,16 +315,27 @@ impl Master {
             self.respawn.failed(Instant::now());
         }
         if running.respawn {
+            self.blank.memory.count_reload(ReloadPath::Respawn, outcome.into(), took);
             self.conclude_respawn(outcome, &message);
             return;
         }
-        self.history.record(running.mode, outcome, &message, took);
+        let path = match running.mode {
+            ReloadMode::Handover => ReloadPath::Handover,
+            ReloadMode::Rebind => ReloadPath::Rebind,
+        };
+        self.blank.memory.count_reload(path, outcome.into(), took);
+        self.last_reload = Some(LastReload::new(outcome, running.mode, &message, took));
         match outcome {
-            Outcome::Applied => self.say(Severity::Notice, &format!("reload: {message}")),
-            _ => self.say(Severity::Error, &format!("reload failed, the old configuration goes on: {message}")),
+            Outcome::Applied => {
+                self.say(Severity::Notice, &format!("reload: {message}"));
+                supervisor::ready(&message);
+            }
+            _ => {
+                let message = format!("reload failed, the old configuration goes on: {message}");
+                self.say(Severity::Error, &message);
+                supervisor::ready(&message);
+            }
         }
-        // Reloading or not, the daemon serves; without a supervisor there is nobody to tell.
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
         let answering = Retiring::new(retiring, running.callers, answer);
         self.retiring = Some(answering);
         self.retired(0);
@@ -352,10 +363,12 @@ impl Master {
 
     fn conclude_respawn(&mut self, outcome: Outcome, message: &str) {
         if outcome == Outcome::Applied {
-            self.history.respawns += 1;
             self.say(Severity::Notice, &format!("respawn: {message}"));
+            supervisor::status(&format!("{message}; a worker had to be replaced"));
         } else {
-            self.say(Severity::Alert, &format!("respawn failed, trying again: {message}"));
+            let message = format!("respawn failed, trying again: {message}");
+            self.say(Severity::Alert, &message);
+            supervisor::status(&message);
         }
     }
 
@@ -378,6 +391,7 @@ impl Master {
         for killed in self.workers.kill_overdue(now) {
             self.say(Severity::Warning, &killed);
         }
+        self.look_after_workers(now);
         self.log_sockets.reconnect(now, &self.workers);
         if let Some(retiring) = self.retiring.take_if(|retiring| retiring.deadline() <= now) {
             retiring.finish();
@@ -397,15 +411,15 @@ impl Master {
         let respawn = if idle { self.respawn.due() } else { None };
         let retiring = self.retiring.as_ref().map(Retiring::deadline);
         let rotation = self.blank.tickets.due(&self.bundle.global.tickets);
-        let times = [respawn, retiring, rotation, self.workers.next_deadline(), self.log_sockets.next_attempt()];
+        let look = Some(self.watch.next_look());
+        let times = [respawn, retiring, rotation, look, self.workers.next_deadline(), self.log_sockets.next_attempt()];
         times.into_iter().flatten().min()
     }
 
     fn end(&mut self, ending: Ending) {
         let abandoned = listeners::abandoned(&self.listeners, &[]);
         if self.ending == Ending::No {
-            // Without a supervisor there is nobody to tell.
-            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            supervisor::stopping();
             // A successor may want the path; who waits for our end keeps its connection.
             self.admin = None;
             self.listeners.clear();
@@ -433,7 +447,6 @@ impl Master {
     }
 
     fn status(&self) -> Answer {
-        let dropped = (0..self.blank.memory.slots()).map_while(|index| self.blank.memory.slot(0, index));
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
@@ -444,11 +457,8 @@ impl Master {
             admin_socket: self.admin.as_ref().map(|admin| admin.path().display().to_string()),
             listeners: self.listeners.iter().map(|listener| listener.bind.address.to_string()).collect(),
             generations: self.workers.status(&self.blank.memory),
-            reloads: self.history.clone(),
-            log_lines_dropped: dropped
-                .take(self.blank.directory.borrow().len())
-                .map(|slot| slot.value(Counter::LogDrops))
-                .sum(),
+            reloads: Reloads::of(&self.blank.memory, self.last_reload.clone()),
+            log_lines_dropped: self.blank.memory.log_lines_dropped(),
         };
         let mut answer = Answer::new(Outcome::Applied, "");
         answer.facts = serde_json::to_value(&status).unwrap_or_default();

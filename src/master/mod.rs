@@ -17,7 +17,9 @@ mod slots;
 mod spawn;
 mod start;
 mod status;
+mod supervisor;
 mod tickets;
+mod watchdog;
 mod workers;
 
 pub use admin::{Answer, Outcome};

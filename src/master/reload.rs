@@ -2,6 +2,7 @@
 //! Run by `lifecycle` beside its event loop. Never touches the serving worker or a client.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -17,7 +18,7 @@ use super::spawn::{Orders, Worker, spawn};
 use super::{MasterError, load};
 use crate::config::{Bundle, Loaded, ReloadMode};
 use crate::handoff::fault::{self, Step};
-use crate::socket::{self, Fittings, ListeningSocket, Sharing};
+use crate::socket::{self, Fittings, Sharing};
 use crate::upstream::MAX_IDLE;
 
 /// Where the configuration of a new generation comes from.
@@ -32,12 +33,14 @@ pub(super) enum Source {
 pub(super) struct Plan {
     pub(super) source: Source,
     pub(super) mode: ReloadMode,
-    pub(super) held: Vec<Arc<ListeningSocket>>,
+    pub(super) held: Vec<Arc<OwnedFd>>,
     /// Whether addresses of which nothing is held may be shared with another daemon of ours.
     pub(super) unheld: Sharing,
     pub(super) generation: u64,
     pub(super) lane: u32,
     pub(super) directory: Rc<RefCell<Directory>>,
+    /// Places in the shared counters that living workers have.
+    pub(super) in_use: HashSet<u32>,
     pub(super) counters: Arc<OwnedFd>,
     pub(super) ticket_keys: Arc<Vec<Vec<u8>>>,
     pub(super) events: mpsc::UnboundedSender<Event>,
@@ -75,7 +78,7 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
     let settled = listeners::settle(&bundle, &plan.held, plan.mode, plan.unheld).map_err(rejected)?;
     let fittings = fittings(&bundle, settled.len());
     let maxconn = socket::raise_for(bundle.global.maxconn, fittings).map_err(|error| rejected(error.into()))?;
-    let slots = plan.directory.borrow_mut().slots(&bundle).map_err(rejected)?;
+    let slots = plan.directory.borrow_mut().slots(&bundle, &plan.in_use).map_err(rejected)?;
     let orders = Orders {
         bundle: Arc::clone(&bundle),
         generation: plan.generation,
@@ -84,7 +87,7 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
         counters: plan.counters.as_fd(),
         ticket_keys: &plan.ticket_keys,
         maxconn,
-        listeners: settled.iter().map(|listener| (listener.owner, listener.socket.as_fd())).collect(),
+        listeners: settled.iter().map(|listener| (listener.owner, listener.fd.as_fd())).collect(),
     };
     let worker = spawn(orders, &plan.events).await.map_err(rolled_back)?;
     Ok(Prepared { bundle, warnings, listeners: settled, worker, maxconn })

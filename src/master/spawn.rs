@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::MasterError;
 use super::events::Event;
+use super::watchdog::Pulse;
 use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, PROTOCOL_VERSION, Slots, Start, ToWorker};
@@ -48,6 +49,10 @@ pub(super) struct Worker {
     pub(super) deadline: Option<Instant>,
     /// The order to drain, as long as no successor has said that it serves.
     pub(super) relief: Option<ToWorker>,
+    /// Its threads' heartbeats as they were seen last; none before the first look.
+    pub(super) pulse: Option<Pulse>,
+    /// One of its threads turns no more.
+    pub(super) stalled: bool,
     kill: Option<oneshot::Sender<()>>,
 }
 
@@ -133,6 +138,8 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
         since,
         deadline: None,
         relief: None,
+        pulse: None,
+        stalled: false,
         kill: Some(kill),
     })
 }
@@ -178,6 +185,7 @@ fn hand_over(channel: &Channel, orders: Orders<'_>) -> Result<(), MasterError> {
         gid,
         chroot,
         maxconn: orders.maxconn,
+        threads: orders.bundle.global.threads(),
         listeners: u32::try_from(orders.listeners.len()).unwrap_or(u32::MAX),
     };
     let bundle = bundle_file(&orders.bundle)?;

@@ -2,6 +2,7 @@
 //! Called by `lifecycle::run`. Never serves two daemons on one admin socket.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,8 @@ pub(super) async fn start(
         unheld: if options.binds_beside() { Sharing::Reuse } else { Sharing::Exclusive },
         generation: 1,
         lane: 0,
-        directory: Rc::new(RefCell::new(Directory::default())),
+        directory: Rc::new(RefCell::new(Directory::of(memory))),
+        in_use: HashSet::new(),
         counters: Arc::new(counters),
         ticket_keys: tickets.keys(),
         events,

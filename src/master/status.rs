@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::config::ReloadMode;
 
 use super::admin::Outcome;
+use crate::stats::{Memory, ReloadPath, ReloadResult};
 
 /// The daemon at one moment.
 #[derive(Serialize)]
@@ -36,28 +37,32 @@ pub(super) struct Generation {
     pub(super) age_seconds: u64,
 }
 
-/// The history of reloads since the master started.
-#[derive(Clone, Default, Serialize)]
+/// The history of reloads since counting began.
+#[derive(Serialize)]
 pub(super) struct Reloads {
-    pub(super) applied: u64,
-    pub(super) rejected: u64,
-    pub(super) rolled_back: u64,
-    /// The same by mode: a rebind may lose clients, a hand-over may not.
-    pub(super) handover: ByOutcome,
-    pub(super) rebind: ByOutcome,
+    applied: u64,
+    rejected: u64,
+    rolled_back: u64,
+    /// The same by path: a rebind may lose clients, a hand-over may not.
+    handover: ByOutcome,
+    rebind: ByOutcome,
+    upgrade: ByOutcome,
     /// Workers replaced after a crash; no reload.
-    pub(super) respawns: u64,
+    respawn: ByOutcome,
+    respawns: u64,
     /// When a reload was last applied, in seconds since 1970; none: never.
-    pub(super) last_applied: Option<u64>,
-    pub(super) last: Option<LastReload>,
+    last_applied: Option<u64>,
+    /// How long all transactions took together.
+    total_milliseconds: u64,
+    last: Option<LastReload>,
 }
 
-/// How the reloads of one mode ended.
-#[derive(Clone, Default, Serialize)]
-pub(super) struct ByOutcome {
-    pub(super) applied: u64,
-    pub(super) rejected: u64,
-    pub(super) rolled_back: u64,
+/// How the transactions of one path ended.
+#[derive(Serialize)]
+struct ByOutcome {
+    applied: u64,
+    rejected: u64,
+    rolled_back: u64,
 }
 
 /// The last reload.
@@ -72,29 +77,50 @@ pub(super) struct LastReload {
     pub(super) unix_time: u64,
 }
 
-impl Reloads {
-    pub(super) fn record(&mut self, mode: ReloadMode, outcome: Outcome, message: &str, took: Duration) {
-        let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        let by_mode = match mode {
-            ReloadMode::Handover => &mut self.handover,
-            ReloadMode::Rebind => &mut self.rebind,
-        };
-        let (all, of_mode) = match outcome {
-            Outcome::Applied => (&mut self.applied, &mut by_mode.applied),
-            Outcome::Rejected => (&mut self.rejected, &mut by_mode.rejected),
-            Outcome::RolledBack | Outcome::Busy => (&mut self.rolled_back, &mut by_mode.rolled_back),
-        };
-        *all += 1;
-        *of_mode += 1;
-        if outcome == Outcome::Applied {
-            self.last_applied = Some(unix_time);
+impl From<Outcome> for ReloadResult {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Applied => Self::Applied,
+            Outcome::Rejected => Self::Rejected,
+            Outcome::RolledBack | Outcome::Busy => Self::RolledBack,
         }
-        self.last = Some(LastReload {
+    }
+}
+
+impl LastReload {
+    pub(super) fn new(outcome: Outcome, mode: ReloadMode, message: &str, took: Duration) -> Self {
+        Self {
             outcome,
             mode,
             message: message.to_owned(),
             milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            unix_time,
-        });
+            unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+        }
+    }
+}
+
+impl Reloads {
+    pub(super) fn of(memory: &Memory, last: Option<LastReload>) -> Self {
+        let reloads = memory.reloads();
+        let path = |path| ByOutcome {
+            applied: reloads.count(path, ReloadResult::Applied),
+            rejected: reloads.count(path, ReloadResult::Rejected),
+            rolled_back: reloads.count(path, ReloadResult::RolledBack),
+        };
+        let asked = [ReloadPath::Handover, ReloadPath::Rebind, ReloadPath::Upgrade];
+        let sum = |result| asked.into_iter().map(|path| reloads.count(path, result)).sum();
+        Self {
+            applied: sum(ReloadResult::Applied),
+            rejected: sum(ReloadResult::Rejected),
+            rolled_back: sum(ReloadResult::RolledBack),
+            handover: path(ReloadPath::Handover),
+            rebind: path(ReloadPath::Rebind),
+            upgrade: path(ReloadPath::Upgrade),
+            respawn: path(ReloadPath::Respawn),
+            respawns: reloads.count(ReloadPath::Respawn, ReloadResult::Applied),
+            last_applied: reloads.last_applied,
+            total_milliseconds: u64::try_from(reloads.total_took.as_millis()).unwrap_or(u64::MAX),
+            last,
+        }
     }
 }

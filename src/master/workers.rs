@@ -1,14 +1,16 @@
 //! The worker processes that are alive: who serves, who drains, who has to go.
 //! Owned by `lifecycle`. Never starts one.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use super::spawn::{READY_PATIENCE, State, Worker};
 use super::status::Generation;
+use super::watchdog::STALL_PATIENCE;
 use crate::handoff::Channel;
 use crate::handoff::messages::ToWorker;
-use crate::stats::{Gauge, LANES, Memory};
+use crate::stats::{LANES, Memory};
 
 /// How long a worker that was told to end may take before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
@@ -91,6 +93,14 @@ impl Workers {
         Some(worker.since.elapsed())
     }
 
+    /// Whose heartbeats count: who serves, and who was found stalled.
+    pub(super) fn watched(&mut self) -> impl Iterator<Item = &mut Worker> {
+        self.alive.iter_mut().filter(|worker| {
+            // Who was just told to serve has a deadline for that.
+            worker.state == State::Serving && worker.deadline.is_none() || worker.stalled
+        })
+    }
+
     /// Gives everybody an order.
     pub(super) fn tell_all(&self, order: &ToWorker) {
         for worker in &self.alive {
@@ -101,6 +111,16 @@ impl Workers {
     /// Everybody ends now.
     pub(super) fn stop_all(&mut self) {
         self.alive.iter_mut().filter(|worker| worker.state != State::Stopping).for_each(stop);
+    }
+
+    /// Lane and generation of everybody, and whether he drains.
+    pub(super) fn lives(&self) -> impl Iterator<Item = (u32, u64, bool)> {
+        self.alive.iter().map(|worker| (worker.lane, worker.generation, worker.state != State::Serving))
+    }
+
+    /// Places in the shared counters that somebody has.
+    pub(super) fn slots(&self) -> HashSet<u32> {
+        self.alive.iter().flat_map(|worker| worker.slots.all()).collect()
     }
 
     /// Takes a worker off the list; its process is gone.
@@ -138,7 +158,7 @@ impl Workers {
                     State::Draining => "draining",
                     State::Stopping => "stopping",
                 },
-                connections: connections(worker, memory),
+                connections: memory.connections(worker.lane),
                 age_seconds: worker.since.elapsed().as_secs(),
             })
             .collect()
@@ -158,18 +178,33 @@ fn start_draining(worker: &mut Worker) {
     let Some(order) = worker.relief.take() else { return };
     worker.tell(&order);
     if let ToWorker::Drain { hard_stop_after, .. } = order {
-        worker.deadline = Instant::now().checked_add(hard_stop_after + END_PATIENCE);
+        let patience = if worker.stalled { STALL_PATIENCE } else { hard_stop_after };
+        worker.deadline = Instant::now().checked_add(patience + END_PATIENCE);
+    }
+}
+
+impl Worker {
+    /// One of its threads turns no more: its successor is waited for, and then it has little time left.
+    pub(super) fn suspect(&mut self) {
+        self.stalled = true;
+        self.state = State::Draining;
+        let hard_stop_after = self.bundle.reload.hard_stop_after;
+        self.relief = Some(ToWorker::Drain { abandoned: Vec::new(), hard_stop_after });
+    }
+
+    /// It turns again: it ends as any other that is relieved.
+    pub(super) fn acquit(&mut self) {
+        self.stalled = false;
+        if self.state == State::Draining && self.relief.is_none() {
+            self.deadline = Instant::now().checked_add(self.bundle.reload.hard_stop_after + END_PATIENCE);
+        }
     }
 }
 
 fn stop(worker: &mut Worker) {
     worker.tell(&ToWorker::Stop);
     worker.relief = None;
+    worker.stalled = false;
     worker.state = State::Stopping;
     worker.deadline = Instant::now().checked_add(END_PATIENCE);
-}
-
-fn connections(worker: &Worker, memory: &Memory) -> u64 {
-    let slots = worker.slots.frontends.iter().filter_map(|slot| memory.slot(worker.lane, *slot));
-    slots.map(|slot| slot.current(Gauge::Sessions)).sum()
 }

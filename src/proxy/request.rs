@@ -323,7 +323,7 @@ fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) 
     out.clear();
     let rewrite = RequestRewrite {
         edits: &config.request_headers,
-        forwarded_for: client.peer.ip().filter(|_| config.forwarded_for),
+        forwarded_for: config.forwarded_for.then(|| client.peer.ip()),
         close: mode != ConnectionMode::KeepAlive,
     };
     rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
@@ -374,14 +374,14 @@ async fn exchange(
         let switched = response.upgrade.is_some();
         if switched {
             tally.status = response.status;
-            tally.response_ms = millis(sent_at);
+            tally.answered(sent_at);
         }
         tally.bytes_out += exchange.interim(&interim).await?;
         if switched {
             return Ok(Done { next: Next::Gone, reusable: false });
         }
     };
-    tally.response_ms = millis(sent_at);
+    tally.answered(sent_at);
     let mode = backend.config().connection_mode.max(site.config().connection_mode);
     let may_keep = request.is_read() && mode != ConnectionMode::Close && !must_close;
     let plan = plan_response(head, &response, may_keep);

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::connection::Client;
 use super::tunnel::Tunnel;
@@ -24,8 +24,8 @@ pub struct Tally {
     pub head_in: u64,
     /// Milliseconds until a server's connection was there, -1 before.
     pub connect_ms: i64,
-    /// Milliseconds until the response head was there, -1 before.
-    pub response_ms: i64,
+    response_ms: i64,
+    response: Option<Duration>,
     /// Status sent, 0 before.
     pub status: u16,
     /// Bytes from the client.
@@ -68,6 +68,7 @@ impl Tally {
             head_in: 0,
             connect_ms: -1,
             response_ms: -1,
+            response: None,
             status: 0,
             bytes_in: 0,
             bytes_out: 0,
@@ -191,6 +192,8 @@ impl Tally {
     /// Closes the account: counters, then the access line.
     pub fn finish(&mut self, client: &Client, termination: [u8; 2]) {
         let second = self.began.0.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let took = self.began.1.elapsed();
+        self.observe(client, took);
         for slot in std::iter::once(&client.site.slot).chain(&self.entered) {
             if self.http {
                 slot.status(self.status);
@@ -200,7 +203,7 @@ impl Tally {
             slot.set(Counter::LastSession, second);
         }
         let termination = if self.local && termination == *b"--" { *b"LR" } else { termination };
-        let record = self.record(client, termination);
+        let record = self.record(client, termination, took);
         let empty = !self.http && self.bytes_in == 0 && self.bytes_out == 0 && matches!(&termination, b"--" | b"CR");
         if !empty || client.site.config().log_empty {
             client.thread.logger.access(record);
@@ -210,7 +213,25 @@ impl Tally {
         }
     }
 
-    fn record(&mut self, client: &Client, termination: [u8; 2]) -> Record {
+    /// How long it took, into the histograms: the frontend's is of whole requests, the others' of answers.
+    fn observe(&self, client: &Client, took: Duration) {
+        // A tunnel's life says nothing about anybody's speed.
+        if self.http && self.head_in > 0 && self.status != 101 {
+            client.site.slot.observe(took);
+        }
+        if let Some(time) = self.response {
+            self.entered.iter().for_each(|slot| slot.observe(time));
+        }
+    }
+
+    /// The head of the response is there, so long after the request was begun to be sent.
+    pub fn answered(&mut self, sent_at: Instant) {
+        let time = sent_at.elapsed();
+        self.response_ms = whole_millis(time);
+        self.response = Some(time);
+    }
+
+    fn record(&mut self, client: &Client, termination: [u8; 2], took: Duration) -> Record {
         Record {
             accepted: self.began.0,
             client: client.peer,
@@ -223,7 +244,7 @@ impl Tally {
             queue_ms: if self.server.is_some() { 0 } else { -1 },
             connect_ms: self.connect_ms,
             response_ms: self.response_ms,
-            total_ms: millis(self.began.1),
+            total_ms: whole_millis(took),
             status: self.status,
             bytes_out: self.bytes_out,
             bytes_in: self.bytes_in,
@@ -253,5 +274,9 @@ fn narrow(value: u64) -> u32 {
 }
 
 fn millis(since: Instant) -> i64 {
-    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
+    whole_millis(since.elapsed())
+}
+
+fn whole_millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

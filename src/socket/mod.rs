@@ -4,8 +4,6 @@
 mod bind;
 mod limits;
 mod owner;
-mod path;
 
-pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
+pub use bind::{BindError, Sharing, adopt, bind, listen, matches};
 pub use limits::{Fittings, LimitError, raise_for};
-pub use path::{Former, settled};

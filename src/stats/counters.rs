@@ -54,8 +54,6 @@ pub enum Counter {
     SessionsMax = 21,
     /// Position of the round robin; not shown.
     RoundRobin = 22,
-    /// Log lines dropped because a target did not keep up (frontends).
-    LogDrops = 23,
     /// TLS handshakes that failed (frontends).
     HandshakeErrors = 24,
     /// Second (epoch) of the last session (`lastsess`).
@@ -76,8 +74,12 @@ pub enum Counter {
     Downtime = 46,
 }
 
-/// Counters per slot.
-pub const COUNTERS: usize = 64;
+/// Words per slot: the counters, from 64 on the latency histogram, from 88 on whose slot it is.
+pub const COUNTERS: usize = 96;
+/// First word of the histogram.
+pub(super) const HISTOGRAM: usize = 64;
+/// First word of the owner.
+pub(super) const OWNER: usize = 88;
 
 /// Values that go up and down; one lane per worker so that a crashed worker's share can be cleared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,6 +163,11 @@ impl Slot {
     #[must_use]
     pub fn current(&self, gauge: Gauge) -> u64 {
         self.gauges[gauge as usize].load(Ordering::Relaxed)
+    }
+
+    /// A word that is no counter.
+    pub(super) fn word(&self, place: usize) -> &'static AtomicU64 {
+        &self.counters[place]
     }
 
     /// Counts a response by its class.

@@ -11,16 +11,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::stat::fstat;
 
-use super::counters::{COUNTERS, GAUGES, Gauge, Slot};
+use super::counters::{COUNTERS, GAUGES, Gauge, OWNER, Slot};
 use super::error::StatsError;
+use super::snapshot::Kind;
+use crate::config::MAX_THREADS;
 use crate::handoff::{memory_file, seal_length};
 
 /// Slots a new memory has unless told otherwise; the file is sparse, unused ones cost nothing.
 pub const SLOTS: u32 = 16_384;
 /// Gauge lanes: workers that may be alive at the same time.
 pub const LANES: u32 = 64;
-/// Version of the layout; counters and gauges may be appended without a new one.
-pub(super) const LAYOUT: u32 = 1;
+/// Serving threads of one worker that have a heartbeat.
+const BEATS: u32 = MAX_THREADS;
+/// Version of the layout; counters and words of the header may be appended without a new one.
+pub(super) const LAYOUT: u32 = 2;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"PRXSTATS");
 /// The header takes one page, so that all that follows is aligned to cache lines.
@@ -28,6 +32,17 @@ const HEADER_WORDS: usize = 4096 / WORD;
 const WORD: usize = size_of::<u64>();
 /// Word of the header with a bit for every lane that may hold something.
 const LANES_USED: usize = 3;
+/// Word of the header: how many slots were ever given to somebody; they are the first ones.
+const GIVEN: usize = 4;
+
+/// Whose a slot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Frontend, backend or server.
+    pub kind: Kind,
+    /// SHA-256 of its name.
+    pub name: [u64; 4],
+}
 
 /// The counters, as long as the process lives.
 #[derive(Debug, Clone, Copy)]
@@ -100,12 +115,30 @@ impl Memory {
         if lane < LANES {
             self.words[LANES_USED].fetch_and(!(1 << lane), Ordering::Relaxed);
             let start = self.gauges(lane, 0);
-            for gauge in &self.words[start..start + self.slots as usize * GAUGES] {
-                // Reading first leaves untouched pages of the sparse file untouched.
-                if gauge.load(Ordering::Relaxed) != 0 {
-                    gauge.store(0, Ordering::Relaxed);
-                }
+            // No further: even reading takes memory for pages of the sparse file that nobody has touched.
+            for gauge in &self.words[start..start + self.given() as usize * GAUGES] {
+                gauge.store(0, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// The heartbeat of a serving thread; `None` beyond the last lane or thread.
+    #[must_use]
+    pub fn beat(&self, lane: u32, thread: u32) -> Option<&'static AtomicU64> {
+        self.beats(lane)?.get(thread as usize)
+    }
+
+    /// The heartbeats of a worker's threads; those that have begun count up from 1.
+    #[must_use]
+    pub fn beats(&self, lane: u32) -> Option<&'static [AtomicU64]> {
+        let start = self.gauges(LANES, 0) + (lane * BEATS) as usize;
+        self.words.get(start..start + BEATS as usize).filter(|_| lane < LANES)
+    }
+
+    /// A new worker's heartbeats begin at 0, whoever had its lane before.
+    pub fn clear_beats(&self, lane: u32) {
+        for beat in self.beats(lane).unwrap_or_default() {
+            beat.store(0, Ordering::Relaxed);
         }
     }
 
@@ -137,6 +170,55 @@ impl Memory {
         self.slots
     }
 
+    /// How many slots were ever given to somebody; they are the first ones.
+    #[must_use]
+    pub fn given(&self) -> u32 {
+        u32::try_from(self.words[GIVEN].load(Ordering::Relaxed)).map_or(self.slots, |given| given.min(self.slots))
+    }
+
+    /// Whose a slot is; `None` for one that nobody has.
+    #[must_use]
+    pub fn owner(&self, index: u32) -> Option<Owner> {
+        let slot = self.slot(0, index).filter(|_| index < self.given())?;
+        let word = |place: usize| slot.word(OWNER + place).load(Ordering::Acquire);
+        let kind = Kind::of(word(4))?;
+        Some(Owner { kind, name: std::array::from_fn(word) })
+    }
+
+    /// Gives a slot to somebody; whatever it held is forgotten. No worker may have it.
+    pub fn give(&self, index: u32, owner: Owner) {
+        let Some(slot) = self.slot(0, index) else { return };
+        // First the old owner goes, last comes the new one: a master that dies in between leaves a slot of nobody.
+        slot.word(OWNER + 4).store(0, Ordering::Release);
+        for place in 0..COUNTERS {
+            slot.word(place).store(0, Ordering::Relaxed);
+        }
+        for (place, word) in owner.name.into_iter().enumerate() {
+            slot.word(OWNER + place).store(word, Ordering::Relaxed);
+        }
+        slot.word(OWNER + 4).store(owner.kind as u64 + 1, Ordering::Release);
+        for gauge in (0..LANES).flat_map(|lane| (0..GAUGES).map(move |gauge| (lane, gauge))) {
+            let (lane, gauge) = gauge;
+            if self.words[LANES_USED].load(Ordering::Relaxed) & (1 << lane) != 0 {
+                self.words[self.gauges(lane, index) + gauge].store(0, Ordering::Relaxed);
+            }
+        }
+        self.words[GIVEN].fetch_max(u64::from(index) + 1, Ordering::Relaxed);
+    }
+
+    /// Open client connections of the worker of a lane.
+    #[must_use]
+    pub fn connections(&self, lane: u32) -> u64 {
+        let frontends =
+            (0..self.given()).filter(|index| self.owner(*index).is_some_and(|owner| owner.kind == Kind::Frontend));
+        frontends.filter_map(|index| self.slot(lane, index)).map(|slot| slot.current(Gauge::Sessions)).sum()
+    }
+
+    /// A word of the header.
+    pub(super) fn header(&self, word: usize) -> &'static AtomicU64 {
+        &self.words[word]
+    }
+
     fn gauges(&self, lane: u32, index: u32) -> usize {
         let slots = self.slots as usize;
         HEADER_WORDS + slots * COUNTERS + (lane as usize * slots + index as usize) * GAUGES
@@ -149,7 +231,7 @@ fn words(slots: u32) -> Option<NonZeroUsize> {
         return None;
     }
     let slots = NonZeroUsize::new(slots as usize)?.get();
-    NonZeroUsize::new(HEADER_WORDS + slots * (COUNTERS + LANES as usize * GAUGES))
+    NonZeroUsize::new(HEADER_WORDS + slots * (COUNTERS + LANES as usize * GAUGES) + (LANES * BEATS) as usize)
 }
 
 /// A file in memory that nobody can shrink (a mapping beyond the end would be fatal) where the kernel can see to it.
@@ -177,7 +259,7 @@ fn map_words(fd: BorrowedFd<'_>, length: NonZeroUsize) -> Result<&'static [Atomi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::Counter;
+    use crate::stats::{BUCKETS, Counter};
     use std::io::{Seek, Write};
 
     #[test]
@@ -185,6 +267,7 @@ mod tests {
         let (memory, fd) = Memory::create(8).unwrap();
         let other = Memory::map(fd.as_fd()).unwrap();
         assert_eq!((other.slots(), other.started()), (8, memory.started()));
+        memory.give(7, Owner { kind: Kind::Server, name: [1; 4] });
         let (mine, theirs) = (memory.slot(0, 7).unwrap(), other.slot(63, 7).unwrap());
         mine.add(Counter::Requests, 3);
         assert_eq!(theirs.value(Counter::Requests), 3);
@@ -207,8 +290,29 @@ mod tests {
         assert!(memory.slot(LANES, 0).is_none() && memory.slot(0, 2).is_none());
         memory.clear_lane(LANES);
         assert_eq!(memory.gauge_total(2, Gauge::Queued), 0);
+        assert!(memory.beat(LANES - 1, BEATS - 1).is_some());
+        assert!(memory.beat(LANES, 0).is_none() && memory.beat(0, BEATS).is_none());
         assert!(matches!(Memory::create(0), Err(StatsError::Size { .. })));
         assert!(matches!(Memory::create(u32::MAX), Err(StatsError::Size { .. })));
+    }
+
+    #[test]
+    fn a_slot_that_is_given_away_holds_nothing_of_its_former_owner() {
+        let (memory, fd) = Memory::create(4).unwrap();
+        let owner = |kind, name| Owner { kind, name: [name; 4] };
+        assert_eq!((memory.given(), memory.owner(2)), (0, None));
+        memory.give(2, owner(Kind::Frontend, 7));
+        let other = Memory::map(fd.as_fd()).unwrap();
+        assert_eq!((other.given(), other.owner(2)), (3, Some(owner(Kind::Frontend, 7))));
+        let slot = memory.slot(9, 2).unwrap();
+        slot.add(Counter::Requests, 3);
+        slot.observe(Duration::from_millis(1));
+        slot.enter(Gauge::Sessions);
+        assert_eq!((other.connections(9), other.connections(8)), (1, 0));
+        memory.give(2, owner(Kind::Server, 8));
+        assert_eq!(other.owner(2), Some(owner(Kind::Server, 8)));
+        assert_eq!((slot.value(Counter::Requests), slot.current(Gauge::Sessions)), (0, 0));
+        assert_eq!(slot.histogram().counts, [0; BUCKETS]);
     }
 
     fn forged(words: &[u64], bytes: u64) -> Result<Memory, StatsError> {
@@ -224,11 +328,25 @@ mod tests {
         let shape = |layout: u64, slots: u64| layout << 32 | slots;
         assert!(matches!(forged(&[], 0), Err(StatsError::Magic)));
         assert!(matches!(forged(&[MAGIC], 100), Err(StatsError::Magic)));
-        assert!(matches!(forged(&[MAGIC + 1, shape(1, 1)], 8192), Err(StatsError::Magic)));
-        assert!(matches!(forged(&[MAGIC, shape(2, 1)], 8192), Err(StatsError::Layout { found: 2 })));
-        assert!(matches!(forged(&[MAGIC, shape(1, 0)], 8192), Err(StatsError::Size { .. })));
-        assert!(matches!(forged(&[MAGIC, shape(1, 16_384)], 8192), Err(StatsError::Size { .. })));
-        assert!(forged(&[MAGIC, shape(1, 1)], 8192).is_ok());
+        assert!(matches!(forged(&[MAGIC + 1, shape(2, 1)], 8192), Err(StatsError::Magic)));
+        assert!(matches!(forged(&[MAGIC, shape(1, 1)], 8192), Err(StatsError::Layout { found: 1 })));
+        assert!(matches!(forged(&[MAGIC, shape(2, 0)], 8192), Err(StatsError::Size { .. })));
+        assert!(matches!(forged(&[MAGIC, shape(2, 16_384)], 8192), Err(StatsError::Size { .. })));
+        let whole = words(1).unwrap().get() * WORD;
+        assert!(forged(&[MAGIC, shape(2, 1)], whole as u64).is_ok());
+    }
+
+    #[test]
+    fn heartbeats_are_seen_by_the_other_side_and_lie_beside_all_gauges() {
+        let (memory, fd) = Memory::create(2).unwrap();
+        let other = Memory::map(fd.as_fd()).unwrap();
+        memory.slot(LANES - 1, 1).unwrap().enter(Gauge::Sessions);
+        assert!(other.beats(0).unwrap().iter().all(|beat| beat.load(Ordering::Relaxed) == 0));
+        memory.beat(0, 3).unwrap().fetch_add(1, Ordering::Relaxed);
+        assert_eq!(other.beats(0).unwrap()[3].load(Ordering::Relaxed), 1);
+        other.clear_beats(0);
+        assert_eq!(memory.beat(0, 3).unwrap().load(Ordering::Relaxed), 0);
+        assert_eq!(other.gauge_total(1, Gauge::Sessions), 1);
     }
 
     #[test]

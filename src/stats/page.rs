@@ -66,7 +66,7 @@ pub fn html(snapshot: &Snapshot, about: &About<'_>) -> String {
         generation = about.generation,
         pid = about.pid,
         uptime = span(snapshot.uptime),
-        drops = snapshot.rows.iter().map(|row| row.count(C::LogDrops)).sum::<u64>(),
+        drops = snapshot.log_lines_dropped,
     );
     for rows in snapshot.rows.chunk_by(|one, other| one.proxy_id == other.proxy_id) {
         table(&mut out, rows);

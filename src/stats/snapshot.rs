@@ -5,13 +5,14 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use super::counters::{Counter, Gauge, Slot};
+use super::ledger::{Life, Reloads};
 use super::memory::Memory;
 use super::standing::{Admin, Standing};
 use crate::config::{self, Bundle, Mode};
 use crate::handoff::messages::Slots;
 
 /// What a row is about; the numbers are HAProxy's `type` column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A frontend.
     Frontend = 0,
@@ -19,6 +20,13 @@ pub enum Kind {
     Backend = 1,
     /// One server.
     Server = 2,
+}
+
+impl Kind {
+    /// The kind of a slot's owner by the word that says so.
+    pub(super) fn of(word: u64) -> Option<Self> {
+        [Self::Frontend, Self::Backend, Self::Server].into_iter().find(|kind| *kind as u64 + 1 == word)
+    }
 }
 
 /// One frontend, server or backend.
@@ -132,6 +140,12 @@ pub struct Snapshot {
     pub rows: Vec<Row>,
     /// Time since counting began.
     pub uptime: Duration,
+    /// Transactions since then.
+    pub reloads: Reloads,
+    /// The living workers, oldest first.
+    pub lives: Vec<Life>,
+    /// Log lines that no target took.
+    pub log_lines_dropped: u64,
 }
 
 impl Snapshot {
@@ -165,7 +179,8 @@ impl Snapshot {
             row.mode = backend.mode;
             rows.push(row);
         }
-        Self { rows, uptime }
+        let (reloads, lives) = (memory.reloads(), memory.lives());
+        Self { rows, uptime, reloads, lives, log_lines_dropped: memory.log_lines_dropped() }
     }
 }
 

@@ -20,6 +20,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
         sha256: String::new(),
         global: config::Global { maxconn: Some(2000), ..config::Global::default() },
         reload: config::Reload { strategy: config::ReloadMode::Handover, hard_stop_after: second, max_old: 1 },
+        systemd: config::Systemd::default(),
         admin: None,
         logs: Vec::new(),
         stats: Some(config::Stats {

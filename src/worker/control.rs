@@ -1,6 +1,7 @@
 //! The worker's main thread: starts the serving threads and follows the master's orders.
 //! Called by the hidden `worker` subcommand. Never touches a client's byte.
 
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::WorkerError;
-use super::capacity::{Capacity, Limits};
+use super::capacity::Capacity;
 use super::moving::{self, Arrival, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
 use super::thread::{self, Order, Setup, Shared};
@@ -22,7 +23,7 @@ use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
 use crate::handoff::{Channel, HandoffError};
 use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
-use crate::stats::{Counter, StatsPage};
+use crate::stats::StatsPage;
 use crate::tls::{self, TicketKeys};
 
 /// How long connections get to notice that the worker stops.
@@ -91,7 +92,6 @@ struct Crew {
 
 fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, WorkerError> {
     let Inheritance { start, bundle, memory, log_sockets, listeners } = inheritance;
-    let losses = start.slots.frontends.first().and_then(|slot| memory.slot(start.lane, *slot));
     let reporter = Arc::clone(channel);
     let (logger, log_thread) = Logger::start(
         &bundle,
@@ -100,11 +100,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
             // Without a master nobody can reconnect; lines are counted as dropped then.
             let _ = reporter.send(&FromWorker::LogLost(target), &[]);
         },
-        move |lines| {
-            if let Some(slot) = &losses {
-                slot.add(Counter::LogDrops, lines);
-            }
-        },
+        move |lines| memory.drop_log_lines(lines),
     );
     drop_privileges(&start)?;
     let page = StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation);
@@ -116,6 +112,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         slots: start.slots.clone(),
         memory,
         lane: start.lane,
+        threads: start.threads,
         tls: acceptors(&bundle, &tickets)?,
         limits: limits(&bundle, start.maxconn),
         logger: logger.clone(),
@@ -141,18 +138,19 @@ impl Crew {
 }
 
 /// Starts the threads, each with its own descriptors of the listening sockets.
-fn muster(shared: &Shared, listeners: &[(ListenerOwner, OwnedFd)]) -> std::io::Result<Crew> {
+fn muster(shared: &Shared, listeners: &[(ListenerOwner, TcpListener)]) -> std::io::Result<Crew> {
     fault::strike(Step::Threads)?;
     let (ending, ended) = mpsc::channel(1);
     let (acceptor, accepting) = mpsc::channel(1);
     let mut crew = Crew { threads: Vec::new(), ready: Vec::new(), arrivals: Vec::new(), ended, accepting };
-    for number in 0..shared.bundle.global.threads() {
+    for number in 0..shared.threads {
         let mut own = Vec::with_capacity(listeners.len());
         for (owner, listener) in listeners {
             own.push((*owner, listener.try_clone()?));
         }
         let (arrival, arrivals) = mpsc::unbounded_channel();
-        let setup = Setup { shared: shared.clone(), listeners: own, arrivals, accepting: Some(acceptor.clone()) };
+        let setup =
+            Setup { shared: shared.clone(), number, listeners: own, arrivals, accepting: Some(acceptor.clone()) };
         let (tell, told) = oneshot::channel();
         let ending = ending.clone();
         let thread = std::thread::Builder::new().name(format!("serve-{number}")).spawn(move || {
@@ -179,9 +177,12 @@ fn acceptors(bundle: &Bundle, keys: &Arc<TicketKeys>) -> Result<Vec<Option<TlsAc
 }
 
 /// The limits each frontend's connections count against.
-fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Limits> {
+fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Vec<Arc<Capacity>>> {
     let worker = Capacity::new(maxconn);
-    bundle.frontends.iter().map(|frontend| Limits::new(frontend.maxconn, &worker)).collect()
+    let of = |frontend: &crate::config::Frontend| {
+        frontend.maxconn.map(Capacity::new).into_iter().chain([Arc::clone(&worker)]).collect()
+    };
+    bundle.frontends.iter().map(of).collect()
 }
 
 impl Worker {

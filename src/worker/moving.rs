@@ -263,7 +263,6 @@ fn place_of(bundle: &Bundle, moving: &MovingServer) -> Option<(usize, usize)> {
 mod tests {
     use super::*;
     use crate::handoff::messages::{MovingAccount, MovingFlow};
-    use crate::logging::Endpoint;
     use crate::proxy::MOST_HELD;
 
     #[test]
@@ -296,8 +295,8 @@ mod tests {
         let tunnel = MovingTunnel {
             frontend: name.clone(),
             server: MovingServer { backend: name.clone(), server: name },
-            peer: Endpoint::Internet("[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap()),
-            local: Endpoint::Internet("[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap()),
+            peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap(),
+            local: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap(),
             up: flow(0),
             down: flow(255),
             settled: true,

@@ -3,21 +3,22 @@
 
 use std::cell::{Cell, OnceCell};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::accept::{Accepted, Listener, accept_all};
-use super::capacity::{Capacity, Limits, Permits};
+use super::accept::accept_all;
+use super::capacity::{Capacity, Permit};
 use super::moving::Arrival;
 use crate::config::Bundle;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::{Logger, Severity};
 use crate::proxy::{self, Departure, Site, TICK, Thread, Timers};
@@ -60,10 +61,12 @@ pub struct Shared {
     pub memory: Memory,
     /// This worker's gauge lane.
     pub lane: u32,
+    /// How many threads serve.
+    pub threads: usize,
     /// TLS per frontend.
     pub tls: Vec<Option<TlsAcceptor>>,
-    /// Limits per frontend.
-    pub limits: Vec<Limits>,
+    /// Limits per frontend, then the worker's own last.
+    pub limits: Vec<Vec<Arc<Capacity>>>,
     /// Access log.
     pub logger: Logger,
     /// Connections of the worker.
@@ -80,8 +83,10 @@ pub struct Shared {
 pub struct Setup {
     /// What it shares with the others.
     pub shared: Shared,
+    /// Which one it is, from 0.
+    pub number: usize,
     /// Its own descriptors of the listening sockets.
-    pub listeners: Vec<(ListenerOwner, OwnedFd)>,
+    pub listeners: Vec<(ListenerOwner, StdListener)>,
     /// Connections from older workers.
     pub arrivals: mpsc::UnboundedReceiver<Arrival>,
     /// Held for as long as it may still accept.
@@ -127,7 +132,7 @@ impl Drop for OpenGuard {
 }
 
 async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
-    let Setup { mut shared, listeners, arrivals, accepting } = setup;
+    let Setup { mut shared, number, listeners, arrivals, accepting } = setup;
     let thread = Rc::new(Thread {
         bundle: Arc::clone(&shared.bundle),
         timers: Timers::default(),
@@ -153,7 +158,8 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
         serving.thread.logger.event(Severity::Critical, &format!("a thread cannot listen: {error}"));
         return;
     }
-    tokio::task::spawn_local(sweep(Rc::clone(&serving.thread), serving.backends.clone()));
+    let beat = u32::try_from(number).ok().and_then(|number| serving.shared.memory.beat(serving.shared.lane, number));
+    tokio::task::spawn_local(sweep(Rc::clone(&serving.thread), serving.backends.clone(), beat));
     serving.follow().await;
 }
 
@@ -230,7 +236,7 @@ impl Serving {
             }
             Arrival::Tunnel { frontend, to, tunnel, sockets, go } => {
                 let here = (Rc::clone(&self.thread), Rc::clone(&self.sites[frontend]));
-                let permits = self.shared.limits[frontend].enter();
+                let permits: Vec<_> = self.shared.limits[frontend].iter().map(Capacity::enter).collect();
                 let (guard, backend) = (OpenGuard::new(&self.open), Rc::clone(&self.backends[to.0]));
                 tokio::task::spawn_local(async move {
                     let [client, server] = sockets;
@@ -245,7 +251,7 @@ impl Serving {
             }
             Arrival::Client { frontend, client, socket, go } => {
                 let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[frontend]));
-                let permits = self.shared.limits[frontend].enter();
+                let permits: Vec<_> = self.shared.limits[frontend].iter().map(Capacity::enter).collect();
                 let guard = OpenGuard::new(&self.open);
                 tokio::task::spawn_local(async move {
                     if go.await.is_ok()
@@ -260,9 +266,9 @@ impl Serving {
     }
 
     /// Starts an accept loop per listener.
-    fn listen(&self, listeners: Vec<(ListenerOwner, OwnedFd)>) -> io::Result<()> {
+    fn listen(&self, listeners: Vec<(ListenerOwner, StdListener)>) -> io::Result<()> {
         for (place, (owner, listener)) in listeners.into_iter().enumerate() {
-            let listener = (place, Listener::new(listener)?);
+            let listener = (place, TcpListener::from_std(listener)?);
             let orders = self.shared.orders.clone();
             // Whatever a loop still takes out of its queue belongs to this thread's life.
             let busy = (OpenGuard::new(&self.open), self.accepting.clone());
@@ -270,7 +276,7 @@ impl Serving {
                 ListenerOwner::Frontend(index) => {
                     let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[index]));
                     let (open, limits) = (Rc::clone(&self.open), self.shared.limits[index].clone());
-                    let serve = move |(stream, peer): Accepted, permits: Option<Permits>| {
+                    let serve = move |stream: TcpStream, peer: SocketAddr, permits: Vec<Permit>| {
                         let guard = OpenGuard::new(&open);
                         let connection = proxy::serve(Rc::clone(&thread), Rc::clone(&site), stream, peer);
                         tokio::task::spawn_local(async move {
@@ -286,7 +292,7 @@ impl Serving {
                 ListenerOwner::Stats => {
                     let page = Arc::clone(&self.shared.page);
                     let open = Rc::clone(&self.open);
-                    let serve = move |(stream, _peer): Accepted, permits: Option<Permits>| {
+                    let serve = move |stream: TcpStream, _peer: SocketAddr, permits: Vec<Permit>| {
                         let guard = OpenGuard::new(&open);
                         let connection = stats::serve(stream, Arc::clone(&page));
                         tokio::task::spawn_local(async move {
@@ -295,7 +301,7 @@ impl Serving {
                             drop((guard, permits));
                         });
                     };
-                    let limits = Limits::new(None, &Capacity::new(STATS_MAXCONN));
+                    let limits = [Capacity::new(STATS_MAXCONN)];
                     tokio::task::spawn_local(async move {
                         accept_all(listener, &limits, orders, serve).await;
                         drop(busy);
@@ -330,13 +336,19 @@ fn build(shared: &Shared) -> io::Result<Built> {
     Ok((backends, sites))
 }
 
-/// Fires deadlines and closes idle server connections, for as long as the thread lives.
-async fn sweep(thread: Rc<Thread>, backends: Vec<Rc<upstream::Backend>>) {
+/// Fires deadlines and closes idle server connections, for as long as the thread lives. Each sweep is a heartbeat: the
+/// master sees by it that the thread still comes round.
+async fn sweep(thread: Rc<Thread>, backends: Vec<Rc<upstream::Backend>>, beat: Option<&'static AtomicU64>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut count = 0_u32;
     loop {
         ticks.tick().await;
+        // Only a fault that hangs is meant for this step.
+        let _ = fault::strike(Step::Beat);
+        if let Some(beat) = beat {
+            beat.fetch_add(1, Ordering::Relaxed);
+        }
         thread.timers.sweep(Instant::now());
         count = count.wrapping_add(1);
         if count.is_multiple_of(POOL_SWEEP_EVERY) {

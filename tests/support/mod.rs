@@ -177,7 +177,19 @@ impl Site {
     }
 
     /// Starts the daemon by any command that ends up as it; `Err` is what it said when it did not serve.
-    pub fn launch_command(&self, mut command: Command) -> Result<Daemon, String> {
+    pub fn launch_command(&self, command: Command) -> Result<Daemon, String> {
+        let (daemon, readiness) = self.begin(command);
+        daemon.until_ready(&readiness)
+    }
+
+    /// Starts the daemon with an environment; returns the socket by which it tells systemd, where nothing is read yet.
+    pub fn launch_heard(&self, environment: &[(&str, &str)]) -> (Daemon, UnixDatagram) {
+        let mut command = Command::new(PROXY);
+        command.arg("run").arg("-f").arg(self.config()).envs(environment.iter().copied());
+        self.begin(command)
+    }
+
+    fn begin(&self, mut command: Command) -> (Daemon, UnixDatagram) {
         let notify = self.folder.path().join(format!("notify.{}", fs::read_dir(self.folder.path()).unwrap().count()));
         let readiness = UnixDatagram::bind(&notify).unwrap();
         // A daemon of another user tells it too.
@@ -193,8 +205,7 @@ impl Site {
                 }
             }
         });
-        let daemon = Daemon { child, said };
-        daemon.until_ready(&readiness)
+        (Daemon { child, said }, readiness)
     }
 }
 
