@@ -5,13 +5,14 @@ mod support;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
-use support::client::get;
+use support::client::{Client, get};
 use support::kernel::listening;
 use support::load::{self, Habit, Load};
 use support::origin::Origin;
@@ -34,9 +35,10 @@ impl Haproxy {
         let text = format!(
             "global\n  stats socket {} mode 600 level admin expose-fd listeners\n\
              defaults\n  mode http\n  timeout connect 10s\n  timeout client 20s\n  timeout server 20s\n\
-             frontend web\n  bind {address}\n  default_backend pool\n\
+             frontend web\n  bind {address}\n  bind unix@{} mode 660\n  default_backend pool\n\
              backend pool\n  http-response set-header Served-By haproxy\n  server s1 {server}\n",
-            socket.display()
+            socket.display(),
+            folder.join("www.sock").display()
         );
         fs::write(&file, text).unwrap();
         let mut command = Command::new(HAPROXY);
@@ -87,6 +89,31 @@ fn haproxys_listeners_are_taken_over_under_load_without_an_error() {
     // What we took over goes on like what we bound.
     assert_eq!(support::code(&site.proxy(&["reload"])), 0);
     assert_eq!(listening(site.address())[0].inode, before[0].inode);
+}
+
+#[test]
+#[ignore = "needs haproxy; .ci/run runs it"]
+fn promise_12_a_unix_socket_goes_from_haproxy_to_us_and_back() {
+    let origin = Origin::echo();
+    let unix = "[frontend.local]\nbind = { address = \"unix:{dir}/www.sock\", mode = \"0660\" }\nbackend = \"pool\"\n";
+    let site = Site::proxying(&[origin.address], unix);
+    let path = site.path("www.sock");
+    let seen = || fs::metadata(&path).map(|found| (found.ino(), found.mode() & 0o777)).unwrap();
+    let served = || Client::connect_unix(&path).get("/").field("served-by").map(str::to_owned);
+    let first = Haproxy::start(site.folder.path(), site.address(), origin.address, &[]);
+    let before = seen();
+    assert_eq!((before.1, served().as_deref()), (0o660, Some("haproxy")));
+    let (socket, finish) = (first.socket.to_string_lossy().into_owned(), first.child.id().to_string());
+    let mut daemon = site.start_with(&["-x", &socket, "-sf", &finish]);
+    await_end(first.child.id());
+    assert_eq!((seen(), served()), (before, None), "the very same socket");
+    assert_eq!(support::code(&site.proxy(&["reload"])), 0);
+    assert_eq!((seen(), served()), (before, None));
+    let (socket, finish) = (site.socket(), daemon.pid().to_string());
+    let arguments = ["-x", &socket.to_string_lossy(), "-sf", &finish];
+    let _second = Haproxy::start(site.folder.path(), site.address(), origin.address, &arguments);
+    daemon.wait();
+    assert_eq!((seen(), served().as_deref()), (before, Some("haproxy")), "still the very same socket");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Bind;
 use super::route::Route;
 use super::rule::Rule;
 
@@ -213,19 +214,6 @@ pub enum Secret {
     Clear(String),
     /// crypt(3) `$5$` or `$6$`.
     Crypt(String),
-}
-
-/// One listening address.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bind {
-    /// Address and port. `*` is `0.0.0.0`, `[::]` is dual stack unless `v6only`.
-    pub address: SocketAddr,
-    /// `IPV6_V6ONLY`.
-    pub v6only: bool,
-    /// listen(2) backlog.
-    pub backlog: u32,
-    /// Where the configuration says so, `file:line:column`, for messages about binding.
-    pub origin: String,
 }
 
 /// One `[frontend.NAME]` with defaults applied.

@@ -1,15 +1,66 @@
 //! Addresses to listen on.
 //! Called by `frontend` and `stats`. Never binds.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use toml::de::DeValue;
 
-use super::Bind;
+use super::process::{checked, gid, octal, uid};
 use super::section::{Section, Text, as_section, as_text};
 
 /// Backlog where none is given: the kernel cuts it to net.core.somaxconn.
 const BACKLOG: u32 = 4096;
+/// Bytes of a Unix socket's path (unix(7): 107), less what the name it is bound under first has on top.
+const LONGEST_PATH: usize = 107 - ".4294967295.tmp".len();
+
+/// One listening address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Where. `*` is `0.0.0.0`, `[::]` is dual stack unless `v6only`.
+    pub address: Address,
+    /// `IPV6_V6ONLY`.
+    pub v6only: bool,
+    /// `SO_BINDTODEVICE`.
+    pub interface: Option<String>,
+    /// Rights of a Unix socket's path.
+    pub access: Access,
+    /// listen(2) backlog.
+    pub backlog: u32,
+    /// Where the configuration says so, `file:line:column`, for messages about binding.
+    pub origin: String,
+}
+
+/// Where a socket is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Address {
+    /// TCP.
+    Internet(SocketAddr),
+    /// A path in the file system.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Internet(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who may connect to a Unix socket; what is not given stays as the kernel made it (umask, our own user).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner's uid.
+    pub user: Option<u32>,
+    /// Group's gid.
+    pub group: Option<u32>,
+}
 
 /// The `bind` of a section: a string, a table, or a list of both.
 pub(super) fn binds(section: &mut Section<'_>) -> Vec<Bind> {
@@ -19,8 +70,15 @@ pub(super) fn binds(section: &mut Section<'_>) -> Vec<Bind> {
         let parsed = match item.get_ref() {
             DeValue::Table(_) => as_section(item, String::from("bind"), report).and_then(table),
             _ => as_text(item, report, "an address").and_then(|text| {
-                let (address, v6only) = address(&text, section)?;
-                Some(Bind { address, v6only, backlog: BACKLOG, origin: report.place(text.span.start) })
+                let origin = report.place(text.span.start);
+                address(&text, section).map(|address| Bind {
+                    address,
+                    v6only: false,
+                    interface: None,
+                    access: Access::default(),
+                    backlog: BACKLOG,
+                    origin,
+                })
             }),
         };
         binds.extend(parsed);
@@ -36,17 +94,64 @@ fn table(mut section: Section<'_>) -> Option<Bind> {
     if section.value("address").is_none() {
         section.report.error(section.span.clone(), "a bind without an address", "add address = \"*:80\"");
     }
-    let parsed = text.as_ref().and_then(|text| address(text, &section));
-    let v6only = section.boolean("v6only");
+    let address = text.as_ref().and_then(|text| address(text, &section));
+    if let Some(address) = &address {
+        suit(address, &mut section);
+    }
+    let v6only = section.boolean("v6only").unwrap_or(false);
+    let interface = section.text("interface").and_then(|name| interface(name, &section));
+    let access = access(&mut section);
     let backlog = section.integer("backlog", 1..=1_000_000).unwrap_or(BACKLOG);
     let origin = section.report.place(text.map_or(section.span.start, |text| text.span.start));
     section.finish();
-    let (address, only) = parsed?;
-    Some(Bind { address, v6only: v6only.unwrap_or(only), backlog, origin })
+    Some(Bind { address: address?, v6only, interface, access, backlog, origin })
 }
 
-/// `*:80`, `:80`, `127.0.0.1:80`, `[::]:80`.
-fn address(text: &Text, section: &Section<'_>) -> Option<(SocketAddr, bool)> {
+/// Refuses what an address of this kind cannot have.
+fn suit(address: &Address, section: &mut Section<'_>) {
+    match address {
+        Address::Unix(_) => section.refuse(
+            &["v6only", "interface"],
+            "means nothing for a Unix socket",
+            "leave it out, or listen on an address",
+        ),
+        Address::Internet(address) => {
+            section.refuse(
+                &["mode", "user", "group"],
+                "is for Unix sockets alone",
+                "leave it out, or write address = \"unix:/run/proxy/www.sock\"",
+            );
+            if address.is_ipv4() {
+                section.refuse(&["v6only"], "means nothing for an IPv4 address", "leave it out");
+            }
+        }
+    }
+}
+
+/// The name of a network interface; it need not be there yet (IFNAMSIZ: 15 bytes).
+fn interface(name: Text, section: &Section<'_>) -> Option<String> {
+    if name.text.is_empty() || name.text.len() > 15 || name.text.contains(['/', ' ']) {
+        let message = format!("`{}` is not the name of an interface", name.text);
+        section.report.error(name.span, message, "write \"eth0\"");
+        return None;
+    }
+    Some(name.text)
+}
+
+fn access(section: &mut Section<'_>) -> Access {
+    let mode = section.text("mode").and_then(|mode| octal(&mode, section));
+    let user = checked(section, "user", "create it or name another", |name| uid(name).is_some());
+    let group = checked(section, "group", "create it or name another", |name| gid(name).is_some());
+    // To anybody else a warning has said that these have no effect.
+    let roots = |name: Option<String>| name.filter(|_| nix::unistd::geteuid().is_root());
+    Access { mode, user: roots(user).as_deref().and_then(uid), group: roots(group).as_deref().and_then(gid) }
+}
+
+/// `*:80`, `:80`, `127.0.0.1:80`, `[::]:80`, `unix:/run/proxy/www.sock`.
+fn address(text: &Text, section: &Section<'_>) -> Option<Address> {
+    if let Some(path) = text.text.strip_prefix("unix:") {
+        return unix(path, text, section).map(Address::Unix);
+    }
     let parsed = match text.text.strip_prefix('*').or(Some(text.text.as_str()).filter(|text| text.starts_with(':'))) {
         Some(port) => port
             .strip_prefix(':')
@@ -55,11 +160,27 @@ fn address(text: &Text, section: &Section<'_>) -> Option<(SocketAddr, bool)> {
         None => text.text.parse().ok(),
     };
     match parsed {
-        Some(address) if address.port() > 0 => Some((address, false)),
+        Some(address) if address.port() > 0 => Some(Address::Internet(address)),
         _ => {
             let message = format!("`{}` is not an address to listen on", text.text);
-            section.report.error(text.span.clone(), message, "write \"*:80\", \"127.0.0.1:80\" or \"[::]:80\"");
+            let fix = "write \"*:80\", \"127.0.0.1:80\", \"[::]:80\" or \"unix:/run/proxy/www.sock\"";
+            section.report.error(text.span.clone(), message, fix);
             None
         }
     }
+}
+
+/// The path of a Unix socket, from where the file is.
+pub(super) fn unix(path: &str, text: &Text, section: &Section<'_>) -> Option<PathBuf> {
+    let whole = section.report.resolve(path);
+    let length = whole.as_os_str().len();
+    let (problem, fix) = if path.is_empty() || path.ends_with('/') || path.contains('\0') {
+        ("is not the path of a socket".into(), "write \"unix:/run/proxy/www.sock\"".into())
+    } else if length > LONGEST_PATH {
+        (format!("is a path of {length} bytes"), format!("{LONGEST_PATH} are the most for a socket"))
+    } else {
+        return Some(whole);
+    };
+    section.report.error(text.span.clone(), format!("`{}` {problem}", text.text), fix);
+    None
 }

@@ -71,7 +71,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
         let (report, place) = (section.report, section.place("bind"));
         let frontend = frontend(&name, section, &around);
         for bind in &frontend.binds {
-            if let Some(first) = places.insert(bind.address, place.clone()) {
+            if let Some(first) = places.insert((bind.address.clone(), bind.interface.clone()), place.clone()) {
                 report.conflict(place.clone(), format!("{} is bound twice", bind.address), first);
             }
         }
@@ -82,7 +82,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     }
     if let Some(stats) = &stats {
         for bind in &stats.binds {
-            if let Some(first) = places.get(&bind.address) {
+            if let Some(first) = places.get(&(bind.address.clone(), bind.interface.clone())) {
                 root.report.conflict(root.place("stats"), format!("{} is bound twice", bind.address), first.clone());
             }
         }

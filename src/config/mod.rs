@@ -21,6 +21,7 @@ mod units;
 mod tests;
 
 pub use bundle::*;
+pub use listen::{Access, Address, Bind};
 pub use route::{Destination, Route, When};
 pub use rule::{Action, Redirect, Rule};
 

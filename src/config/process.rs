@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use super::ciphers::TlsDefaults;
 use super::report::suggestion;
-use super::section::Section;
+use super::section::{Section, Text};
 use super::{Admin, AdminLevel, Global, LogSink, LogTarget, MAX_THREADS, Reload, ReloadMode, Systemd, Tickets};
 
 pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global {
-    let user = checked(&mut section, "user", "create it or name another", |name| {
-        matches!(nix::unistd::User::from_name(name), Ok(Some(_)))
-    });
-    let group = checked(&mut section, "group", "create it or name another", group_exists);
+    let user = checked(&mut section, "user", "create it or name another", |name| uid(name).is_some());
+    let group = checked(&mut section, "group", "create it or name another", |name| gid(name).is_some());
     let chroot = checked(&mut section, "chroot", "create the folder or name another", |path| {
         std::path::Path::new(path).is_dir()
     });
@@ -52,12 +50,32 @@ fn tickets(section: Option<Section<'_>>) -> Tickets {
     Tickets { rotate, keep }
 }
 
-fn group_exists(name: &str) -> bool {
-    matches!(nix::unistd::Group::from_name(name), Ok(Some(_)))
+/// The number of a user.
+pub(super) fn uid(name: &str) -> Option<u32> {
+    nix::unistd::User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+/// The number of a group.
+pub(super) fn gid(name: &str) -> Option<u32> {
+    nix::unistd::Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+/// Permission bits in octal digits.
+pub(super) fn octal(mode: &Text, section: &Section<'_>) -> Option<u32> {
+    let bits = u32::from_str_radix(&mode.text, 8).ok().filter(|bits| *bits <= 0o777);
+    if bits.is_none() {
+        section.report.error(mode.span.clone(), "`mode` is not understood", "write octal digits: \"0660\"");
+    }
+    bits
 }
 
 /// What only root can do, and what has to exist for it.
-fn checked(section: &mut Section<'_>, key: &'static str, fix: &str, exists: impl Fn(&str) -> bool) -> Option<String> {
+pub(super) fn checked(
+    section: &mut Section<'_>,
+    key: &'static str,
+    fix: &str,
+    exists: impl Fn(&str) -> bool,
+) -> Option<String> {
     let value = section.text(key)?;
     if !nix::unistd::geteuid().is_root() {
         section.report.warning(value.span, format!("`{key}` has no effect"), "only root can do that");
@@ -101,15 +119,13 @@ pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
     }
     let mode = section.text("mode");
     let bits = mode.as_ref().and_then(|mode| {
-        let bits = u32::from_str_radix(&mode.text, 8).ok().filter(|bits| *bits <= 0o777);
-        match bits {
-            None => section.report.error(mode.span.clone(), "`mode` is not understood", "write octal digits: \"0660\""),
-            Some(bits) if bits & 0o007 != 0 => section.report.warning(
+        let bits = octal(mode, &section);
+        if bits.is_some_and(|bits| bits & 0o007 != 0) {
+            section.report.warning(
                 mode.span.clone(),
                 "everybody on this machine may use the admin socket",
                 "whoever connects can read the status and reload; write \"0660\" and a group",
-            ),
-            Some(_) => {}
+            );
         }
         bits
     });
@@ -117,7 +133,7 @@ pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
     let admin = Admin {
         socket: section.report.resolve(&socket.unwrap_or_default()),
         mode: bits.unwrap_or(0o600),
-        group: checked(&mut section, "group", "create it or name another", group_exists),
+        group: checked(&mut section, "group", "create it or name another", |name| gid(name).is_some()),
         level: section.choice("level", &levels).unwrap_or(AdminLevel::Admin),
         timeout: section.duration("timeout").unwrap_or(Duration::from_secs(30)),
         expose_listeners: section.boolean("expose-listeners").unwrap_or(true),

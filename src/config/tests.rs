@@ -2,7 +2,6 @@
 //! Run by `cargo test --lib config`.
 //! Never binds.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::*;
@@ -201,23 +200,48 @@ fn every_problem_of_a_file_is_told_at_once() {
 }
 
 #[test]
-fn binds_are_written_in_four_ways() {
-    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+fn binds_are_written_in_five_ways() {
+    let address = |text: &str| Address::Internet(text.parse().unwrap());
     let text = format!(
         "{BACKEND}[frontend.f]\nbackend = \"b\"\nbind = [\"*:1\", \":2\", \"127.0.0.1:3\", \"[::]:4\", \
-         {{ address = \"[::1]:5\", v6only = true, backlog = 7 }}]"
+         {{ address = \"[::1]:5\", v6only = true, backlog = 7, interface = \"lo\" }}, \"unix:/run/f.sock\", \
+         {{ address = \"unix:f.sock\", mode = \"0660\" }}]"
     );
     let binds = read(&text).unwrap().bundle.frontends.remove(0).binds;
-    let got: Vec<_> = binds.iter().map(|bind| (bind.address, bind.v6only, bind.backlog)).collect();
+    let got: Vec<_> = binds.iter().map(|bind| (bind.address.clone(), bind.v6only, bind.backlog)).collect();
+    let Address::Unix(beside) = &binds[6].address else { panic!("{:?}", binds[6]) };
     let want = [
         (address("0.0.0.0:1"), false, 4096),
         (address("0.0.0.0:2"), false, 4096),
         (address("127.0.0.1:3"), false, 4096),
         (address("[::]:4"), false, 4096),
         (address("[::1]:5"), true, 7),
+        (Address::Unix("/run/f.sock".into()), false, 4096),
+        (Address::Unix(beside.clone()), false, 4096),
     ];
     assert_eq!(got, want);
+    assert!(beside.is_absolute() && beside.ends_with("f.sock"), "{beside:?}");
+    assert_eq!((binds[4].interface.as_deref(), binds[6].access.mode), (Some("lo"), Some(0o660)));
     assert!(binds[0].origin.ends_with("f.toml:5:9"), "{}", binds[0].origin);
+}
+
+#[test]
+fn a_bind_has_no_settings_of_another_kind_of_socket() {
+    let long = format!("\"unix:/{}\"", "x".repeat(92));
+    for (bind, problem) in [
+        ("{ address = \"*:1\", v6only = true }", "nothing for an IPv4 address"),
+        ("{ address = \"*:1\", mode = \"0600\" }", "for Unix sockets alone"),
+        ("{ address = \"unix:/f\", v6only = true }", "nothing for a Unix socket"),
+        ("{ address = \"unix:/f\", interface = \"lo\" }", "nothing for a Unix socket"),
+        ("{ address = \"unix:/f\", mode = \"rw\" }", "octal digits"),
+        ("{ address = \"*:1\", interface = \"a-name-too-long-for-it\" }", "not the name of an interface"),
+        ("[\"unix:/f\", \"unix:/f\"]", "unix:/f is bound twice"),
+        ("\"unix:\"", "not the path of a socket"),
+        (&long, "93 bytes"),
+    ] {
+        let rejected = read(&format!("{BACKEND}[frontend.f]\nbackend = \"b\"\nbind = {bind}\n")).unwrap_err();
+        assert!(rejected.rendered.contains(problem), "{bind}: {rejected}");
+    }
 }
 
 #[test]

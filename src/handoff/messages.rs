@@ -1,10 +1,11 @@
 //! What master and worker say to each other, one JSON document per SEQPACKET message.
 //! Sent by `master` and `worker` through `handoff::Channel`. Pure: holds no descriptor.
 
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+use crate::logging::Endpoint;
 
 /// Version of these messages; a peer that speaks another major version is refused.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -160,9 +161,9 @@ pub struct MovingTunnel {
     /// Where it leads.
     pub server: MovingServer,
     /// Client's address.
-    pub peer: SocketAddr,
+    pub peer: Endpoint,
     /// Ours, towards the client.
-    pub local: SocketAddr,
+    pub local: Endpoint,
     /// Client to server.
     pub up: MovingFlow,
     /// Server to client.

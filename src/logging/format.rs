@@ -2,14 +2,13 @@
 //! Compiled when a worker starts, rendered by the log thread. Pure: no clock, no socket.
 
 use std::io::Write as _;
-use std::net::IpAddr;
 
 use super::clock::{Zone, epoch_seconds, milliseconds};
 use super::error::FormatError;
 use super::escape;
 use super::line::LONG;
 use super::names::Names;
-use super::record::Record;
+use super::record::{Endpoint, Record};
 
 const HTTPLOG: &str =
     "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %CC %CS %tsc %ac/%fc/%bc/%sc/%rc %sq/%bq %hr %hs %{+Q}r";
@@ -206,8 +205,8 @@ impl Line<'_> {
         use Variable as V;
         let (record, context) = (self.record, self.context);
         match variable {
-            V::ClientIp => self.address(record.client.ip()),
-            V::FrontendIp => self.address(record.local.ip()),
+            V::ClientIp => self.address(record.client),
+            V::FrontendIp => self.address(record.local),
             V::Date | V::RequestDate => context.zone.with_milliseconds(self.out, record.accepted),
             V::DateUtc | V::RequestDateUtc => Zone::utc().with_offset(self.out, record.accepted),
             V::DateLocal | V::RequestDateLocal => context.zone.with_offset(self.out, record.accepted),
@@ -247,11 +246,14 @@ impl Line<'_> {
         self.quote();
     }
 
-    /// IPv4 clients of a dual-stack listener are shown as IPv4.
-    fn address(&mut self, ip: IpAddr) {
+    /// What has no address is `unix`, as in HAProxy.
+    fn address(&mut self, endpoint: Endpoint) {
         self.quote();
         // Writing to a vector cannot fail.
-        let _ = write!(self.out, "{}", ip.to_canonical());
+        let _ = match endpoint.ip() {
+            Some(ip) => write!(self.out, "{ip}"),
+            None => write!(self.out, "unix"),
+        };
         self.quote();
     }
 
@@ -338,7 +340,8 @@ fn json(record: &Record, context: &Context, out: &mut Vec<u8>) {
     let names = &context.names;
     let mut date = Vec::with_capacity(26);
     context.zone.with_offset(&mut date, record.accepted);
-    let (client, local) = (record.client.ip().to_canonical().to_string(), record.local.ip().to_canonical().to_string());
+    let shown = |endpoint: Endpoint| endpoint.ip().map_or_else(|| String::from("unix"), |ip| ip.to_string());
+    let (client, local) = (shown(record.client), shown(record.local));
     let numbers = [
         ("timestamp", epoch_seconds(record.accepted)),
         ("client_port", i64::from(record.client.port())),

@@ -20,7 +20,7 @@ pub use format::{Context, Format};
 pub use line::Severity;
 pub use names::Names;
 pub use queue::Logger;
-pub use record::Record;
+pub use record::{Endpoint, Record};
 pub use target::connect;
 pub use thread::LogThread;
 

@@ -1,8 +1,41 @@
 //! One access-log record: what the request path knows when a request ends.
 //! Filled by `proxy`, formatted by the log thread. Never holds formatted text.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+/// One end of a client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Endpoint {
+    /// TCP.
+    Internet(SocketAddr),
+    /// A Unix socket, known by the number of its `bind` in the frontend, from 1: what HAProxy shows as the port
+    /// of `unix`.
+    Unix(u16),
+}
+
+impl Endpoint {
+    /// The IP address; an IPv4 client of a dual-stack listener has an IPv4 one.
+    #[must_use]
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Self::Internet(address) => Some(address.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The port, or the number of the Unix socket.
+    #[must_use]
+    pub fn port(self) -> u16 {
+        match self {
+            Self::Internet(address) => address.port(),
+            Self::Unix(number) => number,
+        }
+    }
+}
 
 /// One finished request (or connection that failed before one). Times are milliseconds, -1 where
 /// the phase was not reached, as HAProxy's configuration manual section 8.2.3 defines them.
@@ -11,9 +44,9 @@ pub struct Record {
     /// When the connection was accepted (first request) or the request's first byte came.
     pub accepted: SystemTime,
     /// Client address.
-    pub client: SocketAddr,
+    pub client: Endpoint,
     /// Address the client connected to.
-    pub local: SocketAddr,
+    pub local: Endpoint,
     /// Index of the frontend in the bundle.
     pub frontend: usize,
     /// Whether the client's connection is TLS.

@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn record() -> Record {
     Record {
         accepted: UNIX_EPOCH + Duration::from_millis(1_793_694_727_045),
-        client: "192.0.2.7:41000".parse().unwrap(),
-        local: "192.0.2.1:443".parse().unwrap(),
+        client: Endpoint::Internet("192.0.2.7:41000".parse().unwrap()),
+        local: Endpoint::Internet("192.0.2.1:443".parse().unwrap()),
         frontend: 0,
         tls: true,
         backend: Some(0),

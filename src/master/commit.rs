@@ -32,11 +32,13 @@ impl Master {
         // May take the very path of the old one: nothing that fails often may come after it.
         let admin = self.new_admin(&bundle)?;
         listeners::listen(&listeners)?;
+        let publication = listeners::publish(&listeners)?;
         // They may have been rotated since it was started.
         worker.tell(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
         self.settle_servers(&bundle, &worker.slots);
         let abandoned = listeners::abandoned(&self.listeners, &listeners);
         let retiring = self.workers.promote(worker, &abandoned, bundle.reload.hard_stop_after);
+        publication.confirm();
         self.listeners = listeners;
         self.maxconn = maxconn;
         self.respawn.began();

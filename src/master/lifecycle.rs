@@ -224,11 +224,13 @@ impl Master {
     }
 
     fn give_sockets(&self, stream: tokio::net::UnixStream) {
-        let fds: Vec<_> = self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect();
-        self.say(Severity::Notice, &format!("{} listening sockets were handed to another process", fds.len()));
+        let sockets: Vec<_> = self.listeners.iter().map(|listener| Arc::clone(&listener.socket)).collect();
+        self.say(Severity::Notice, &format!("{} listening sockets were handed to another process", sockets.len()));
         // The exchange waits for acknowledgements of a foreign process; the event loop must not.
         tokio::task::spawn_blocking(move || {
-            let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+            let fds: Vec<_> = sockets.iter().map(|socket| socket.as_fd()).collect();
+            // Before: whoever has them may tell us to end at once, and needs the paths.
+            sockets.iter().for_each(|socket| socket.share());
             // The process that asked reports what went wrong; we keep our sockets either way.
             let _ = stream.into_std().map(|stream| getsocks::give(stream, &fds));
         });
@@ -266,7 +268,7 @@ impl Master {
                 Source::File(self.options.config.clone())
             },
             mode,
-            held: self.listeners.iter().map(|listener| Arc::clone(&listener.fd)).collect(),
+            held: self.listeners.iter().map(|listener| Arc::clone(&listener.socket)).collect(),
             unheld: Sharing::Exclusive,
             generation: self.generation,
             lane,

@@ -11,14 +11,14 @@ use super::MasterError;
 use crate::config::{Bind, Bundle, ReloadMode};
 use crate::handoff::getsocks;
 use crate::handoff::messages::ListenerOwner;
-use crate::socket::{self, Sharing};
+use crate::socket::{self, Former, ListeningSocket, Publication, Sharing};
 
 /// One listening socket.
 #[derive(Clone)]
 pub(super) struct Listener {
     pub(super) bind: Bind,
     pub(super) owner: ListenerOwner,
-    pub(super) fd: Arc<OwnedFd>,
+    pub(super) socket: Arc<ListeningSocket>,
 }
 
 /// Finds or binds a socket for every address of a configuration. Of a group that shares an address
@@ -26,24 +26,26 @@ pub(super) struct Listener {
 /// address of which we hold nothing may be shared.
 pub(super) fn settle(
     bundle: &Bundle,
-    held: &[Arc<OwnedFd>],
+    held: &[Arc<ListeningSocket>],
     mode: ReloadMode,
     unheld: Sharing,
 ) -> Result<Vec<Listener>, MasterError> {
     let (mut settled, mut problems) = (Vec::new(), Vec::new());
     for (owner, bind) in wanted(bundle) {
-        let mut found: Vec<_> = held.iter().filter(|fd| socket::matches(fd, bind)).cloned().collect();
+        let mut found: Vec<_> = held.iter().filter(|socket| socket.matches(bind)).cloned().collect();
         if found.is_empty() || mode == ReloadMode::Rebind {
-            let sharing = if found.is_empty() { unheld } else { Sharing::Reuse };
+            // Another socket of ours may be in the way: for every address where one is wanted now, say.
+            let ours = held.iter().any(|socket| socket.overlaps(bind));
+            let sharing = if ours { Sharing::Reuse } else { unheld };
             found = match socket::bind(bind, sharing) {
-                Ok(fd) => vec![Arc::new(fd)],
+                Ok(socket) => vec![Arc::new(socket)],
                 Err(problem) => {
                     problems.push(problem);
                     continue;
                 }
             };
         }
-        settled.extend(found.into_iter().map(|fd| Listener { bind: bind.clone(), owner, fd }));
+        settled.extend(found.into_iter().map(|socket| Listener { bind: bind.clone(), owner, socket }));
     }
     if problems.is_empty() { Ok(settled) } else { Err(MasterError::Bind(problems)) }
 }
@@ -58,43 +60,48 @@ fn wanted(bundle: &Bundle) -> impl Iterator<Item = (ListenerOwner, &Bind)> {
 
 /// Places of the old sockets that are not among the new ones: removed, or bound anew.
 pub(super) fn abandoned(old: &[Listener], new: &[Listener]) -> Vec<usize> {
-    let kept = |one: &Listener| new.iter().any(|other| Arc::ptr_eq(&one.fd, &other.fd));
+    let kept = |one: &Listener| new.iter().any(|other| Arc::ptr_eq(&one.socket, &other.socket));
     (0..old.len()).filter(|place| !kept(&old[*place])).collect()
 }
 
 /// Lets clients in. Sockets that listen already get the backlog of the configuration.
 pub(super) fn listen(listeners: &[Listener]) -> Result<(), MasterError> {
     for listener in listeners {
-        socket::listen(&listener.fd, &listener.bind).map_err(|problem| MasterError::Bind(vec![problem]))?;
+        listener.socket.listen(&listener.bind).map_err(|problem| MasterError::Bind(vec![problem]))?;
     }
     Ok(())
 }
 
-/// Sockets passed by systemd or a compatible supervisor (sd_listen_fds(3)); others than TCP are closed.
-pub(super) fn from_supervisor() -> Result<Vec<Arc<OwnedFd>>, MasterError> {
+/// Lets clients of Unix sockets find them; undone unless it is confirmed.
+pub(super) fn publish(listeners: &[Listener]) -> Result<Publication, MasterError> {
+    let sockets = listeners.iter().map(|listener| (&listener.socket, &listener.bind));
+    socket::publish(sockets).map_err(|problem| MasterError::Bind(vec![problem]))
+}
+
+/// Sockets passed by systemd or a compatible supervisor (sd_listen_fds(3)); what is no stream socket is closed.
+pub(super) fn from_supervisor() -> Result<Vec<Arc<ListeningSocket>>, MasterError> {
     let mut passed = ListenFd::from_env();
+    let mut taken = Vec::new();
     for index in 0..passed.len() {
-        // What is neither of these cannot be taken at all; systemd passes nothing else for sockets.
+        // What is none of these cannot be taken at all; systemd passes nothing else for sockets.
         let _udp = passed.take_udp_socket(index);
-        let _unix = passed.take_unix_listener(index);
+        taken.extend(passed.take_tcp_listener(index).ok().flatten().map(OwnedFd::from));
+        taken.extend(passed.take_unix_listener(index).ok().flatten().map(OwnedFd::from));
     }
-    let taken = (0..passed.len()).filter_map(|index| passed.take_tcp_listener(index).ok().flatten());
-    usable(taken.map(OwnedFd::from).collect())
+    usable(taken, Former::Supervisor)
 }
 
 /// Sockets of the daemon behind an admin socket, as `-x` asks for them.
-pub(super) fn from_daemon(path: &Path) -> Result<Vec<Arc<OwnedFd>>, MasterError> {
+pub(super) fn from_daemon(path: &Path) -> Result<Vec<Arc<ListeningSocket>>, MasterError> {
     let taken = getsocks::take(path).map_err(|source| MasterError::TakeOver { path: path.to_owned(), source })?;
-    usable(taken)
+    usable(taken, Former::Daemon)
 }
 
-/// What is no TCP listener is closed here.
-fn usable(taken: Vec<OwnedFd>) -> Result<Vec<Arc<OwnedFd>>, MasterError> {
+/// What is no listener is closed here.
+fn usable(taken: Vec<OwnedFd>, former: Former) -> Result<Vec<Arc<ListeningSocket>>, MasterError> {
     let mut usable = Vec::with_capacity(taken.len());
     for fd in taken {
-        if socket::adopt(&fd).map_err(MasterError::Adopt)? {
-            usable.push(Arc::new(fd));
-        }
+        usable.extend(socket::adopt(fd, former).map_err(MasterError::Adopt)?.map(Arc::new));
     }
     Ok(usable)
 }

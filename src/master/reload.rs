@@ -18,7 +18,7 @@ use super::spawn::{Orders, Worker, spawn};
 use super::{MasterError, load};
 use crate::config::{Bundle, Loaded, ReloadMode};
 use crate::handoff::fault::{self, Step};
-use crate::socket::{self, Fittings, Sharing};
+use crate::socket::{self, Fittings, ListeningSocket, Sharing};
 use crate::upstream::MAX_IDLE;
 
 /// Where the configuration of a new generation comes from.
@@ -33,7 +33,7 @@ pub(super) enum Source {
 pub(super) struct Plan {
     pub(super) source: Source,
     pub(super) mode: ReloadMode,
-    pub(super) held: Vec<Arc<OwnedFd>>,
+    pub(super) held: Vec<Arc<ListeningSocket>>,
     /// Whether addresses of which nothing is held may be shared with another daemon of ours.
     pub(super) unheld: Sharing,
     pub(super) generation: u64,
@@ -87,7 +87,7 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
         counters: plan.counters.as_fd(),
         ticket_keys: &plan.ticket_keys,
         maxconn,
-        listeners: settled.iter().map(|listener| (listener.owner, listener.fd.as_fd())).collect(),
+        listeners: settled.iter().map(|listener| (listener.owner, listener.socket.as_fd())).collect(),
     };
     let worker = spawn(orders, &plan.events).await.map_err(rolled_back)?;
     Ok(Prepared { bundle, warnings, listeners: settled, worker, maxconn })

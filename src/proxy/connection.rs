@@ -2,7 +2,7 @@
 //! Spawned by `worker` for each accepted socket. Never looks into a request.
 
 use std::future::{Future, poll_fn};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -17,10 +17,11 @@ use tokio::net::TcpStream;
 use super::io::{ClientStream, poll_read_with};
 use super::timer::Timer;
 use super::{Site, Thread};
-use super::{request, session};
+use super::{address, request, session};
 use crate::config::Mode;
 use crate::handoff::messages::{MovingClient, MovingTunnel};
 use crate::http::Field;
+use crate::logging::Endpoint;
 use crate::stats::{Counter, Gauge};
 use crate::upstream::Backend;
 
@@ -52,10 +53,10 @@ pub struct Client {
     pub out: Vec<u8>,
     /// The connection's deadline.
     pub timer: Timer,
-    /// Client address, IPv4-mapped ones as IPv4.
-    pub peer: SocketAddr,
-    /// Our address.
-    pub local: SocketAddr,
+    /// The client's end, IPv4-mapped addresses as IPv4.
+    pub peer: Endpoint,
+    /// Our end.
+    pub local: Endpoint,
     /// When the current request began: accept for the first one, its first byte later.
     pub began: (SystemTime, Instant),
     /// Requests served.
@@ -118,7 +119,7 @@ impl Drop for Presence {
 }
 
 /// Serves an accepted connection to its end.
-pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: SocketAddr) {
+pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: Option<SocketAddr>) {
     let _presence = Presence::new(&thread, &site);
     let began = (SystemTime::now(), Instant::now());
     let config = site.config();
@@ -127,6 +128,7 @@ pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: 
         Mode::Tcp => config.timeout.client,
     });
     let Some(stream) = establish(&site, socket, &timer).await else { return };
+    let peer = peer.map(address::internet);
     let Some(client) = Client::new(stream, timer, peer, (thread, Rc::clone(&site))) else { return };
     let mut client = Client { began, ..client };
     match site.config().mode {
@@ -139,8 +141,8 @@ pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: 
 pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past: MovingClient) {
     let _presence = Presence::resumed(&thread, &site);
     let timer = thread.timers.register(past.left);
-    let Ok(peer) = socket.peer_addr() else { return };
-    if let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, peer, (thread, site)) {
+    let Some(peer) = address::peer(&socket, &site.config().binds) else { return };
+    if let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, Some(peer), (thread, site)) {
         let (now, instant) = client.began;
         client.began = (now - past.waited, instant.checked_sub(past.waited).unwrap_or(instant));
         client.input = past.unread;
@@ -159,7 +161,8 @@ pub async fn resume_tunnel(
 ) {
     let _presence = Presence::resumed(&thread, &site);
     let timer = thread.timers.register(past.left);
-    let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, past.peer, (thread, site)) else { return };
+    let stream = ClientStream::Plain(socket);
+    let Some(mut client) = Client::new(stream, timer, Some(past.peer), (thread, site)) else { return };
     let begun = Instant::now().checked_sub(past.account.lasted);
     client.began = (past.account.accepted, begun.unwrap_or(client.began.1));
     (client.local, client.left) = (past.local, Some(past.left));
@@ -207,13 +210,14 @@ async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<Clie
 }
 
 impl Client {
+    /// A client at this end, or at the other end of the Unix socket that it came by.
     fn new(
         stream: ClientStream,
         timer: Timer,
-        peer: SocketAddr,
+        peer: Option<Endpoint>,
         (thread, site): (Rc<Thread>, Rc<Site>),
     ) -> Option<Self> {
-        let local = stream.socket().local_addr().ok()?;
+        let local = address::local(stream.socket(), &site.config().binds)?;
         Some(Self {
             stream,
             input: Vec::new(),
@@ -222,8 +226,8 @@ impl Client {
             response_fields: Vec::new(),
             out: Vec::new(),
             timer,
-            peer: unmapped(peer),
-            local: unmapped(local),
+            peer: peer.unwrap_or(local),
+            local,
             began: (SystemTime::now(), Instant::now()),
             requests: 0,
             left: None,
@@ -322,28 +326,4 @@ impl Client {
 fn has_unread(socket: &TcpStream) -> bool {
     let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
     matches!(recv(socket.as_raw_fd(), &mut [0; 1], flags), Ok(count) if count > 0)
-}
-
-/// An IPv4 client of a dual-stack listener is an IPv4 client.
-fn unmapped(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
-            Some(ip) => SocketAddr::new(IpAddr::V4(ip), address.port()),
-            None => address,
-        },
-        IpAddr::V4(_) => address,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv4_client_of_a_dual_stack_listener_keeps_its_name() {
-        let mapped: SocketAddr = "[::ffff:192.0.2.7]:80".parse().unwrap();
-        assert_eq!(unmapped(mapped).to_string(), "192.0.2.7:80");
-        let six: SocketAddr = "[2001:db8::1]:80".parse().unwrap();
-        assert_eq!(unmapped(six), six);
-    }
 }

@@ -1,6 +1,7 @@
 //! One client connection and its requests: receive, rules, pick a server, forward, respond, log.
 //! Called by `worker` with an accepted socket. Never binds, never reads a file, never takes a lock.
 
+mod address;
 mod connection;
 mod departure;
 mod error;

@@ -323,7 +323,7 @@ fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) 
     out.clear();
     let rewrite = RequestRewrite {
         edits: &config.request_headers,
-        forwarded_for: config.forwarded_for.then(|| client.peer.ip()),
+        forwarded_for: client.peer.ip().filter(|_| config.forwarded_for),
         close: mode != ConnectionMode::KeepAlive,
     };
     rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);

@@ -4,6 +4,8 @@
 mod bind;
 mod limits;
 mod owner;
+mod path;
 
-pub use bind::{BindError, Sharing, adopt, bind, listen, matches};
+pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
 pub use limits::{Fittings, LimitError, raise_for};
+pub use path::{Former, settled};

@@ -65,7 +65,7 @@ impl Backend {
     /// Chooses the server of a new request; round robin is one order that all threads and generations
     /// share. `None` when no server takes requests.
     #[must_use]
-    pub fn select(&self, client: IpAddr) -> Option<usize> {
+    pub fn select(&self, client: Option<IpAddr>) -> Option<usize> {
         self.refresh();
         let schedule = &self.schedule.borrow().1;
         let ticket = || self.slot.take(Counter::RoundRobin);
@@ -74,7 +74,11 @@ impl Backend {
             Balance::RoundRobin => schedule.round_robin(ticket()),
             Balance::LeastConn => schedule.least(ticket(), load),
             Balance::Random => schedule.random(ticket(), load),
-            Balance::Source => schedule.source(key(client), |server| self.servers[server].identity),
+            Balance::Source => match client {
+                Some(client) => schedule.source(key(client), |server| self.servers[server].identity),
+                // Clients of a Unix socket have no address to be told apart by.
+                None => schedule.round_robin(ticket()),
+            },
         }
     }
 

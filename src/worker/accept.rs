@@ -3,34 +3,103 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::task::Poll;
+use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{Domain, SockRef};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 
-use super::capacity::{Capacity, Permit};
+use super::capacity::{Limits, Permits};
 use super::thread::Order;
 
 /// Pause after accept(2) failed, for want of descriptors as a rule: trying at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until ordered otherwise; every connection goes to `serve` with its permits. `place` is that
-/// of the socket among those the worker was given.
+/// A connection that was accepted. The address is that of a TCP client; a Unix socket's stream is a `TcpStream`
+/// all the same, because reading, writing, shutdown and splice are the same calls for both. What differs, addresses
+/// and options of TCP, has its places: here, and `proxy::address`.
+pub type Accepted = (TcpStream, Option<SocketAddr>);
+
+/// A listening socket.
+pub enum Listener {
+    /// TCP.
+    Internet(TcpListener),
+    /// A Unix socket.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// The listener of a descriptor, by what the kernel says of it.
+    ///
+    /// # Errors
+    /// No room in the event loop.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        if SockRef::from(&fd).domain()? == Domain::UNIX {
+            return UnixListener::from_std(StdUnixListener::from(fd)).map(Self::Unix);
+        }
+        TcpListener::from_std(StdTcpListener::from(fd)).map(Self::Internet)
+    }
+
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+        Poll::Ready(match self {
+            Self::Internet(listener) => ready!(listener.poll_accept(cx)).and_then(|(stream, peer)| {
+                stream.set_nodelay(true)?;
+                Ok((stream, Some(peer)))
+            }),
+            Self::Unix(listener) => {
+                let accepted = ready!(listener.poll_accept(cx));
+                accepted.and_then(|(stream, _unnamed)| Ok((local(stream.into_std()?)?, None)))
+            }
+        })
+    }
+
+    /// Everything that waits in a queue which is about to be closed.
+    fn queued(self) -> Vec<Accepted> {
+        match self {
+            Self::Internet(listener) => {
+                let Ok(listener) = listener.into_std() else { return Vec::new() };
+                let next = || listener.accept().ok();
+                let stream = |(stream, peer): (StdTcpStream, _)| {
+                    stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).ok()?;
+                    Some((TcpStream::from_std(stream).ok()?, Some(peer)))
+                };
+                std::iter::from_fn(next).filter_map(stream).collect()
+            }
+            Self::Unix(listener) => {
+                let Ok(listener) = listener.into_std() else { return Vec::new() };
+                let next = || listener.accept().ok();
+                let stream = |(stream, _): (StdUnixStream, _)| {
+                    stream.set_nonblocking(true).ok()?;
+                    Some((local(stream).ok()?, None))
+                };
+                std::iter::from_fn(next).filter_map(stream).collect()
+            }
+        }
+    }
+}
+
+fn local(stream: StdUnixStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(StdTcpStream::from(OwnedFd::from(stream)))
+}
+
+/// Accepts until ordered otherwise; every connection goes to `serve` with its permits, if the limits count for
+/// it. `place` is that of the socket among those the worker was given.
 pub async fn accept_all(
-    (place, listener): (usize, TcpListener),
-    limits: &[Arc<Capacity>],
+    (place, listener): (usize, Listener),
+    limits: &Limits,
     mut orders: watch::Receiver<Order>,
-    serve: impl Fn(TcpStream, SocketAddr, Vec<Permit>),
+    serve: impl Fn(Accepted, Option<Permits>),
 ) {
     loop {
         tokio::select! {
             biased;
             _changed = orders.wait_for(|order| *order != Order::Serve) => break,
             accepted = accept(&listener, limits) => match accepted {
-                Ok((stream, peer, permits)) => serve(stream, peer, permits),
+                Ok((accepted, permits)) => serve(accepted, Some(permits)),
                 // The client gave up while it was queued.
                 Err(error) if is_aborted(&error) => {}
                 Err(_exhausted) => tokio::time::sleep(EXHAUSTED_PAUSE).await,
@@ -39,44 +108,19 @@ pub async fn accept_all(
     }
     let order = orders.borrow().clone();
     if matches!(order, Order::Drain { abandoned, .. } if abandoned.contains(&place)) {
-        for (stream, peer) in queued(listener) {
-            serve(stream, peer, Vec::new());
+        // The limits do not count here: who is not accepted now is reset.
+        for accepted in listener.queued() {
+            serve(accepted, None);
         }
     }
 }
 
-async fn accept(listener: &TcpListener, limits: &[Arc<Capacity>]) -> io::Result<(TcpStream, SocketAddr, Vec<Permit>)> {
+async fn accept(listener: &Listener, limits: &Limits) -> io::Result<(Accepted, Permits)> {
     poll_fn(|cx| {
-        let mut permits = Vec::with_capacity(limits.len());
-        for limit in limits {
-            match limit.poll_reserve(cx) {
-                Some(permit) => permits.push(permit),
-                None => return Poll::Pending,
-            }
-        }
-        listener.poll_accept(cx).map(|accepted| {
-            let (stream, peer) = accepted?;
-            stream.set_nodelay(true)?;
-            Ok((stream, peer, permits))
-        })
+        let Some(permits) = limits.poll_reserve(cx) else { return Poll::Pending };
+        listener.poll_accept(cx).map_ok(|accepted| (accepted, permits))
     })
     .await
-}
-
-/// Everything that waits in a queue which is about to be closed. The limits do not count here: who is
-/// not accepted now is reset.
-fn queued(listener: TcpListener) -> Vec<(TcpStream, SocketAddr)> {
-    let mut all = Vec::new();
-    let Ok(listener) = listener.into_std() else { return all };
-    while let Ok((stream, peer)) = listener.accept() {
-        if stream.set_nonblocking(true).is_ok()
-            && stream.set_nodelay(true).is_ok()
-            && let Ok(stream) = TcpStream::from_std(stream)
-        {
-            all.push((stream, peer));
-        }
-    }
-    all
 }
 
 /// Errors of the one connection, not of the listener (accept(2), "Error handling").

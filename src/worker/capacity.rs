@@ -17,6 +17,42 @@ pub struct Permit {
     capacity: Arc<Capacity>,
 }
 
+/// The limits that the connections of a listener count against.
+#[derive(Clone)]
+pub struct Limits {
+    own: Option<Arc<Capacity>>,
+    whole: Arc<Capacity>,
+}
+
+/// Room for one connection under each of its limits.
+pub struct Permits {
+    _own: Option<Permit>,
+    _whole: Permit,
+}
+
+impl Limits {
+    /// A limit of its own, where there is one, and that of the whole worker.
+    #[must_use]
+    pub fn new(own: Option<u32>, whole: &Arc<Capacity>) -> Self {
+        Self { own: own.map(Capacity::new), whole: Arc::clone(whole) }
+    }
+
+    /// Takes room, or has the task woken when there may be some.
+    pub fn poll_reserve(&self, cx: &Context<'_>) -> Option<Permits> {
+        let own = match &self.own {
+            Some(own) => Some(own.poll_reserve(cx)?),
+            None => None,
+        };
+        Some(Permits { _own: own, _whole: self.whole.poll_reserve(cx)? })
+    }
+
+    /// Room for a connection that is there already, whatever the limits say.
+    #[must_use]
+    pub fn enter(&self) -> Permits {
+        Permits { _own: self.own.as_ref().map(Capacity::enter), _whole: self.whole.enter() }
+    }
+}
+
 impl Capacity {
     /// Room for `limit` connections.
     #[must_use]

@@ -1,7 +1,6 @@
 //! The worker's main thread: starts the serving threads and follows the master's orders.
 //! Called by the hidden `worker` subcommand. Never touches a client's byte.
 
-use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -13,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::WorkerError;
-use super::capacity::Capacity;
+use super::capacity::{Capacity, Limits};
 use super::moving::{self, Arrival, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
 use super::thread::{self, Order, Setup, Shared};
@@ -138,7 +137,7 @@ impl Crew {
 }
 
 /// Starts the threads, each with its own descriptors of the listening sockets.
-fn muster(shared: &Shared, listeners: &[(ListenerOwner, TcpListener)]) -> std::io::Result<Crew> {
+fn muster(shared: &Shared, listeners: &[(ListenerOwner, OwnedFd)]) -> std::io::Result<Crew> {
     fault::strike(Step::Threads)?;
     let (ending, ended) = mpsc::channel(1);
     let (acceptor, accepting) = mpsc::channel(1);
@@ -177,12 +176,9 @@ fn acceptors(bundle: &Bundle, keys: &Arc<TicketKeys>) -> Result<Vec<Option<TlsAc
 }
 
 /// The limits each frontend's connections count against.
-fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Vec<Arc<Capacity>>> {
+fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Limits> {
     let worker = Capacity::new(maxconn);
-    let of = |frontend: &crate::config::Frontend| {
-        frontend.maxconn.map(Capacity::new).into_iter().chain([Arc::clone(&worker)]).collect()
-    };
-    bundle.frontends.iter().map(of).collect()
+    bundle.frontends.iter().map(|frontend| Limits::new(frontend.maxconn, &worker)).collect()
 }
 
 impl Worker {

@@ -263,6 +263,7 @@ fn place_of(bundle: &Bundle, moving: &MovingServer) -> Option<(usize, usize)> {
 mod tests {
     use super::*;
     use crate::handoff::messages::{MovingAccount, MovingFlow};
+    use crate::logging::Endpoint;
     use crate::proxy::MOST_HELD;
 
     #[test]
@@ -295,8 +296,8 @@ mod tests {
         let tunnel = MovingTunnel {
             frontend: name.clone(),
             server: MovingServer { backend: name.clone(), server: name },
-            peer: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap(),
-            local: "[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap(),
+            peer: Endpoint::Internet("[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap()),
+            local: Endpoint::Internet("[2001:db8:1111:2222:3333:4444:5555:6666]:65535".parse().unwrap()),
             up: flow(0),
             down: flow(255),
             settled: true,

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +30,7 @@ pub struct Inheritance {
     /// One entry per log target.
     pub log_sockets: Vec<Option<OwnedFd>>,
     /// The listening sockets.
-    pub listeners: Vec<(ListenerOwner, TcpListener)>,
+    pub listeners: Vec<(ListenerOwner, OwnedFd)>,
 }
 
 /// Receives everything.
@@ -62,7 +61,7 @@ fn read_bundle(fd: OwnedFd) -> Result<Bundle, WorkerError> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(ListenerOwner, TcpListener)>, WorkerError> {
+fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(ListenerOwner, OwnedFd)>, WorkerError> {
     let mut listeners = Vec::with_capacity(expected);
     while listeners.len() < expected {
         let Some((ToWorker::Listeners(owners), fds)) = channel.recv_blocking(PATIENCE)? else {
@@ -71,7 +70,7 @@ fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(Listener
         if owners.is_empty() || owners.len() != fds.len() {
             return Err(WorkerError::Protocol("one descriptor per listener"));
         }
-        listeners.extend(owners.into_iter().zip(fds.into_iter().map(TcpListener::from)));
+        listeners.extend(owners.into_iter().zip(fds));
     }
     Ok(listeners)
 }

@@ -3,19 +3,19 @@
 
 use std::cell::{Cell, OnceCell};
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::accept::accept_all;
-use super::capacity::{Capacity, Permit};
+use super::accept::{Accepted, Listener, accept_all};
+use super::capacity::{Capacity, Limits, Permits};
 use super::moving::Arrival;
 use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
@@ -65,8 +65,8 @@ pub struct Shared {
     pub threads: usize,
     /// TLS per frontend.
     pub tls: Vec<Option<TlsAcceptor>>,
-    /// Limits per frontend, then the worker's own last.
-    pub limits: Vec<Vec<Arc<Capacity>>>,
+    /// Limits per frontend.
+    pub limits: Vec<Limits>,
     /// Access log.
     pub logger: Logger,
     /// Connections of the worker.
@@ -86,7 +86,7 @@ pub struct Setup {
     /// Which one it is, from 0.
     pub number: usize,
     /// Its own descriptors of the listening sockets.
-    pub listeners: Vec<(ListenerOwner, StdListener)>,
+    pub listeners: Vec<(ListenerOwner, OwnedFd)>,
     /// Connections from older workers.
     pub arrivals: mpsc::UnboundedReceiver<Arrival>,
     /// Held for as long as it may still accept.
@@ -236,7 +236,7 @@ impl Serving {
             }
             Arrival::Tunnel { frontend, to, tunnel, sockets, go } => {
                 let here = (Rc::clone(&self.thread), Rc::clone(&self.sites[frontend]));
-                let permits: Vec<_> = self.shared.limits[frontend].iter().map(Capacity::enter).collect();
+                let permits = self.shared.limits[frontend].enter();
                 let (guard, backend) = (OpenGuard::new(&self.open), Rc::clone(&self.backends[to.0]));
                 tokio::task::spawn_local(async move {
                     let [client, server] = sockets;
@@ -251,7 +251,7 @@ impl Serving {
             }
             Arrival::Client { frontend, client, socket, go } => {
                 let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[frontend]));
-                let permits: Vec<_> = self.shared.limits[frontend].iter().map(Capacity::enter).collect();
+                let permits = self.shared.limits[frontend].enter();
                 let guard = OpenGuard::new(&self.open);
                 tokio::task::spawn_local(async move {
                     if go.await.is_ok()
@@ -266,9 +266,9 @@ impl Serving {
     }
 
     /// Starts an accept loop per listener.
-    fn listen(&self, listeners: Vec<(ListenerOwner, StdListener)>) -> io::Result<()> {
+    fn listen(&self, listeners: Vec<(ListenerOwner, OwnedFd)>) -> io::Result<()> {
         for (place, (owner, listener)) in listeners.into_iter().enumerate() {
-            let listener = (place, TcpListener::from_std(listener)?);
+            let listener = (place, Listener::new(listener)?);
             let orders = self.shared.orders.clone();
             // Whatever a loop still takes out of its queue belongs to this thread's life.
             let busy = (OpenGuard::new(&self.open), self.accepting.clone());
@@ -276,7 +276,7 @@ impl Serving {
                 ListenerOwner::Frontend(index) => {
                     let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[index]));
                     let (open, limits) = (Rc::clone(&self.open), self.shared.limits[index].clone());
-                    let serve = move |stream: TcpStream, peer: SocketAddr, permits: Vec<Permit>| {
+                    let serve = move |(stream, peer): Accepted, permits: Option<Permits>| {
                         let guard = OpenGuard::new(&open);
                         let connection = proxy::serve(Rc::clone(&thread), Rc::clone(&site), stream, peer);
                         tokio::task::spawn_local(async move {
@@ -292,7 +292,7 @@ impl Serving {
                 ListenerOwner::Stats => {
                     let page = Arc::clone(&self.shared.page);
                     let open = Rc::clone(&self.open);
-                    let serve = move |stream: TcpStream, _peer: SocketAddr, permits: Vec<Permit>| {
+                    let serve = move |(stream, _peer): Accepted, permits: Option<Permits>| {
                         let guard = OpenGuard::new(&open);
                         let connection = stats::serve(stream, Arc::clone(&page));
                         tokio::task::spawn_local(async move {
@@ -301,7 +301,7 @@ impl Serving {
                             drop((guard, permits));
                         });
                     };
-                    let limits = [Capacity::new(STATS_MAXCONN)];
+                    let limits = Limits::new(None, &Capacity::new(STATS_MAXCONN));
                     tokio::task::spawn_local(async move {
                         accept_all(listener, &limits, orders, serve).await;
                         drop(busy);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -91,4 +92,39 @@ pub fn allow_descriptors(count: u64) {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     assert!(hard >= count, "this needs {count} descriptors, the hard limit is {hard} (ulimit -Hn)");
     setrlimit(Resource::RLIMIT_NOFILE, soft.max(count), hard).unwrap();
+}
+
+/// The length to which the queue of a listening TCP socket may grow, as sock_diag(7) tells it.
+pub fn backlog(address: SocketAddr) -> u32 {
+    use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, sendto, socket};
+    let (flags, protocol) = (SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag);
+    let asking = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol).unwrap();
+    // SOCK_DIAG_BY_FAMILY, a dump of everything: AF_INET, IPPROTO_TCP, state LISTEN.
+    let mut request = [0_u8; 72];
+    request[0] = 72;
+    request[4] = 20;
+    request[6..8].copy_from_slice(&0x301_u16.to_ne_bytes());
+    request[16..18].copy_from_slice(&[2, 6]);
+    request[20..24].copy_from_slice(&(1_u32 << 10).to_ne_bytes());
+    let kernel = NetlinkAddr::new(0, 0);
+    sendto(asking.as_raw_fd(), &request, &kernel, nix::sys::socket::MsgFlags::empty()).unwrap();
+    let number = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
+    let mut found = None;
+    loop {
+        let mut buffer = vec![0; 64 * 1024];
+        let length = nix::unistd::read(&asking, &mut buffer).unwrap();
+        let mut left = &buffer[..length];
+        while left.len() >= 16 {
+            let size = usize::try_from(number(&left[..4])).unwrap();
+            // NLMSG_DONE.
+            if left[4] == 3 {
+                return found.unwrap_or_else(|| panic!("nobody listens on {address}"));
+            }
+            assert_eq!(left[4], 20, "the kernel refuses");
+            if left[20..22] == address.port().to_be_bytes() {
+                found = Some(number(&left[76..80]));
+            }
+            left = &left[size.next_multiple_of(4).min(left.len())..];
+        }
+    }
 }

@@ -1,0 +1,46 @@
+//! Who is at either end of a client's socket, which may be a TCP or a Unix one.
+//! Asked by `connection`. Never reads from a socket.
+
+use std::net::SocketAddr;
+
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::config::{Address, Bind};
+use crate::logging::Endpoint;
+use crate::socket::settled;
+
+/// Our end. `binds` are the frontend's: a Unix socket is known by its number among them.
+pub(super) fn local(socket: &TcpStream, binds: &[Bind]) -> Option<Endpoint> {
+    let name = SockRef::from(socket).local_addr().ok()?;
+    if let Some(address) = name.as_socket() {
+        return Some(internet(address));
+    }
+    let place = settled(name.as_pathname()?);
+    let here = |bind: &Bind| matches!(&bind.address, Address::Unix(path) if *path == place);
+    let number = binds.iter().position(here).map_or(0, |place| place + 1);
+    Some(Endpoint::Unix(u16::try_from(number).unwrap_or(u16::MAX)))
+}
+
+/// The client's end; clients of Unix sockets have no address but that of the socket.
+pub(super) fn peer(socket: &TcpStream, binds: &[Bind]) -> Option<Endpoint> {
+    let name = SockRef::from(socket).peer_addr().ok()?;
+    name.as_socket().map_or_else(|| local(socket, binds), |address| Some(internet(address)))
+}
+
+/// An IPv4 client of a dual-stack listener is an IPv4 client.
+pub(super) fn internet(address: SocketAddr) -> Endpoint {
+    Endpoint::Internet(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv4_client_of_a_dual_stack_listener_keeps_its_name() {
+        let end = |text: &str| internet(text.parse().unwrap());
+        assert_eq!(end("[::ffff:192.0.2.7]:80"), Endpoint::Internet("192.0.2.7:80".parse().unwrap()));
+        assert_eq!(end("[2001:db8::1]:80"), Endpoint::Internet("[2001:db8::1]:80".parse().unwrap()));
+    }
+}
