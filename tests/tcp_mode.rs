@@ -182,7 +182,7 @@ fn tcplog_is_written_at_the_end_of_the_connection() {
     assert_eq!((&words[0], &words[2], &words[3]), (&from.to_string(), &"web".into(), &"pool/s1".into()));
     let times: Vec<i64> = words[4].split('/').map(|time| time.parse().unwrap()).collect();
     assert!(times.len() == 3 && times[0] == 0 && times.iter().all(|time| *time >= 0), "{words:?}");
-    assert_eq!(words[5..], ["4", "--", "1/1/1/1/0", "0/0"], "bytes, state, connections, queues");
+    assert_eq!(words[5..], ["4", "--", "1/1/0/0/0", "0/0"], "bytes, state, connections, queues");
 }
 
 #[test]

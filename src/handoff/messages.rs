@@ -213,8 +213,6 @@ pub struct MovingAccount {
     pub bytes_out: u64,
     pub retries: u32,
     pub redispatched: bool,
-    pub backend_conns: u64,
-    pub server_conns: u64,
 }
 
 /// The answer to [`Moving`].

@@ -45,6 +45,9 @@ pub enum Failure {
     /// The server broke off inside a body.
     #[error("response truncated")]
     ResponseTruncated,
+    /// The body's framing broke after a part of it had been passed on.
+    #[error("response body refused")]
+    BrokenResponse(#[source] Refusal),
     /// The server stopped moving data for `timeout.server`.
     #[error("server stalled")]
     ServerStalled,
@@ -82,7 +85,7 @@ impl Failure {
             Self::ServerClosed => (502, *b"SH", Side::Server),
             Self::BadResponse(_) => (502, *b"PH", Side::Server),
             Self::ServerTimedOut => (504, *b"sH", Side::Server),
-            Self::ResponseTruncated => (0, *b"SD", Side::Server),
+            Self::ResponseTruncated | Self::BrokenResponse(_) => (0, *b"SD", Side::Server),
             Self::ServerStalled => (0, *b"sD", Side::Server),
             Self::Stopping => (0, *b"KD", Side::Proxy),
         }

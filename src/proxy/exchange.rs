@@ -129,7 +129,8 @@ impl Exchange<'_> {
 
     /// Sends the response, and whatever of the request is still to be sent, until the response is done.
     pub async fn relay(&mut self, request: &mut Pump, response: &mut Pump) -> Result<(), Failure> {
-        self.timer.set(self.server_timeout.min(self.client_timeout));
+        // The first thing to do is to write the head.
+        self.timer.set(self.client_timeout);
         poll_fn(|cx| {
             if let Some(alarm) = self.timer.poll(cx) {
                 return Poll::Ready(Err(alarm_in_response(alarm, response.blocked_on_receiver)));
@@ -144,7 +145,7 @@ impl Exchange<'_> {
                 Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
                 Poll::Ready(Err(Broken::Sender)) => Poll::Ready(Err(Failure::ResponseTruncated)),
                 Poll::Ready(Err(Broken::Receiver)) => Poll::Ready(Err(Failure::ClientAborted)),
-                Poll::Ready(Err(Broken::Framing(refusal))) => Poll::Ready(Err(Failure::BadResponse(refusal))),
+                Poll::Ready(Err(Broken::Framing(refusal))) => Poll::Ready(Err(Failure::BrokenResponse(refusal))),
                 Poll::Pending => {
                     if moved {
                         self.timer.set(if response.blocked_on_receiver {

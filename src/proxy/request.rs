@@ -381,7 +381,6 @@ async fn exchange(
             return Ok(Done { next: Next::Gone, reusable: false });
         }
     };
-    tally.answered(sent_at);
     let mode = backend.config().connection_mode.max(site.config().connection_mode);
     let may_keep = request.is_read() && mode != ConnectionMode::Close && !must_close;
     let plan = plan_response(head, &response, may_keep);
@@ -394,6 +393,7 @@ async fn exchange(
     let mut pump = Pump::new(out, transcoder, &mut exchange.server.input).map_err(broken_response)?;
     // Only now: a body that is broken from its first byte can still be answered otherwise.
     tally.status = response.status;
+    tally.answered(sent_at);
     let result = exchange.relay(request, &mut pump).await;
     let request_done = !exchange.request_open && request.is_read();
     tally.bytes_out += pump.bytes_out;

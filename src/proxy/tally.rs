@@ -38,8 +38,8 @@ pub struct Tally {
     redispatched: bool,
     backend: Option<Rc<Backend>>,
     server: Option<usize>,
+    /// The backend, then the server.
     entered: Vec<Slot>,
-    connections: (u64, u64),
 }
 
 impl Tally {
@@ -78,7 +78,6 @@ impl Tally {
             backend: None,
             server: None,
             entered: Vec::new(),
-            connections: (0, 0),
         }
     }
 
@@ -97,8 +96,6 @@ impl Tally {
             bytes_out: self.bytes_out + tunnel.down.bytes,
             retries: self.retries,
             redispatched: self.redispatched,
-            backend_conns: self.connections.0,
-            server_conns: self.connections.1,
         }
     }
 
@@ -109,7 +106,6 @@ impl Tally {
         (tally.request_ms, tally.connect_ms, tally.response_ms) = (past.request_ms, past.connect_ms, past.response_ms);
         (tally.bytes_in, tally.bytes_out) = (past.bytes_in, past.bytes_out);
         (tally.retries, tally.redispatched) = (past.retries, past.redispatched);
-        tally.connections = (past.backend_conns, past.server_conns);
         for slot in [backend.slot, backend.servers[server].slot] {
             slot.raise(Counter::SessionsMax, slot.enter(Gauge::Sessions));
             tally.entered.push(slot);
@@ -130,7 +126,7 @@ impl Tally {
 
     /// The request goes to a backend.
     pub fn enter_backend(&mut self, backend: &Rc<Backend>) {
-        self.connections.0 = self.enter(backend.slot);
+        self.enter(backend.slot);
         if self.http {
             backend.slot.add(Counter::Requests, 1);
         }
@@ -148,7 +144,7 @@ impl Tally {
             slot.leave(Gauge::Sessions);
         }
         let slot = backend.servers[server].slot;
-        self.connections.1 = self.enter(slot);
+        self.enter(slot);
         slot.add(Counter::Selected, 1);
         if self.http {
             slot.add(Counter::Requests, 1);
@@ -157,12 +153,10 @@ impl Tally {
         self.server = Some(server);
     }
 
-    fn enter(&mut self, slot: Slot) -> u64 {
-        let now = slot.enter(Gauge::Sessions);
+    fn enter(&mut self, slot: Slot) {
         slot.add(Counter::Sessions, 1);
-        slot.raise(Counter::SessionsMax, now);
+        slot.raise(Counter::SessionsMax, slot.enter(Gauge::Sessions));
         self.entered.push(slot);
-        now
     }
 
     /// A connection to `server` failed and another one is tried.
@@ -203,13 +197,15 @@ impl Tally {
             slot.set(Counter::LastSession, second);
         }
         let termination = if self.local && termination == *b"--" { *b"LR" } else { termination };
-        let record = self.record(client, termination, took);
+        // As in HAProxy's lines the others are counted, not this one.
+        let mut others = [0; 2];
+        for (others, slot) in others.iter_mut().zip(self.entered.drain(..)) {
+            *others = slot.leave(Gauge::Sessions);
+        }
+        let record = self.record(client, termination, (took, others));
         let empty = !self.http && self.bytes_in == 0 && self.bytes_out == 0 && matches!(&termination, b"--" | b"CR");
         if !empty || client.site.config().log_empty {
             client.thread.logger.access(record);
-        }
-        for slot in self.entered.drain(..) {
-            slot.leave(Gauge::Sessions);
         }
     }
 
@@ -231,7 +227,7 @@ impl Tally {
         self.response = Some(time);
     }
 
-    fn record(&mut self, client: &Client, termination: [u8; 2], took: Duration) -> Record {
+    fn record(&mut self, client: &Client, termination: [u8; 2], (took, others): (Duration, [u64; 2])) -> Record {
         Record {
             accepted: self.began.0,
             client: client.peer,
@@ -251,8 +247,8 @@ impl Tally {
             termination,
             active: client.thread.active.load(Ordering::Relaxed),
             frontend_conns: narrow(client.site.slot.current(Gauge::Sessions)),
-            backend_conns: narrow(self.connections.0),
-            server_conns: narrow(self.connections.1),
+            backend_conns: narrow(others[0]),
+            server_conns: narrow(others[1]),
             retries: self.retries,
             redispatched: self.redispatched,
             request_line: std::mem::take(&mut self.request_line),

@@ -154,9 +154,9 @@ impl Slot {
         self.gauges[gauge as usize].fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// One less.
-    pub fn leave(&self, gauge: Gauge) {
-        self.gauges[gauge as usize].fetch_sub(1, Ordering::Relaxed);
+    /// One less; how many are left.
+    pub fn leave(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge as usize].fetch_sub(1, Ordering::Relaxed).saturating_sub(1)
     }
 
     /// This worker's share of a gauge.

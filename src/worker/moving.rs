@@ -289,8 +289,6 @@ mod tests {
             bytes_out: u64::MAX,
             retries: u32::MAX,
             redispatched: true,
-            backend_conns: u64::MAX,
-            server_conns: u64::MAX,
         };
         let name = "n".repeat(64);
         let tunnel = MovingTunnel {

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod client;
+pub mod haproxy;
 pub mod kernel;
 pub mod load;
 pub mod origin;

@@ -1,6 +1,6 @@
 //! A syslog daemon for tests that look at access lines.
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 
 use super::PATIENCE;
 
@@ -16,7 +16,12 @@ impl Syslog {
 
     /// The `[[log]]` section that leads here.
     pub fn section(&self) -> String {
-        format!("[[log]]\ntarget = \"syslog+udp:{}\"\nonly = [\"access\"]\n", self.0.local_addr().unwrap())
+        format!("[[log]]\ntarget = \"syslog+udp:{}\"\nonly = [\"access\"]\n", self.address())
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
     }
 
     /// The next line without its prefix.
