@@ -373,10 +373,31 @@ const INSIDE: &str = "PROXY_TEST_OWN_NETWORK";
 #[test]
 #[ignore = "needs root and iproute2; .ci/run runs it"]
 fn promise_34_a_reload_adds_port_80_although_workers_have_no_rights() {
+    adds_port_80("promise_34_a_reload_adds_port_80_although_workers_have_no_rights", Site::start);
+}
+
+/// As the systemd unit starts it.
+#[test]
+#[ignore = "needs root, iproute2 and setpriv (util-linux); .ci/run runs it"]
+fn promise_34_so_does_a_master_that_has_two_rights_instead_of_being_root() {
+    adds_port_80("promise_34_so_does_a_master_that_has_two_rights_instead_of_being_root", |site| {
+        std::os::unix::fs::chown(site.folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        let rights = ["--inh-caps", "--ambient-caps"].map(|set| format!("{set}=-all,+net_bind_service,+sys_chroot"));
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).args(rights);
+        command.args([PROXY, "run", "-f"]).arg(site.config());
+        let daemon = site.launch_command(command).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        assert!(status.contains("Uid:\t65534\t"), "{status}");
+        daemon
+    });
+}
+
+/// A reload that adds a privileged port, of a daemon started like this, in a network of its own.
+fn adds_port_80(name: &str, start: impl FnOnce(&Site) -> Daemon) {
     assert!(geteuid().is_root(), "a network of its own needs root");
     if std::env::var_os(INSIDE).is_none() {
         let mut again = Command::new("unshare");
-        let name = "promise_34_a_reload_adds_port_80_although_workers_have_no_rights";
         again.arg("--net").arg(std::env::current_exe().unwrap()).args(["--exact", name, "--ignored"]).env(INSIDE, "1");
         let output = output(again);
         assert!(output.status.success() && text(&output.stdout).contains("1 passed"), "{output:?}");
@@ -388,7 +409,7 @@ fn promise_34_a_reload_adds_port_80_although_workers_have_no_rights() {
     let (origin, jail) = (Origin::echo(), tempfile::tempdir().unwrap());
     let global = format!("[global]\nuser = \"nobody\"\nchroot = \"{}\"\n", jail.path().display());
     let site = Site::proxying(&[origin.address], &global);
-    let _daemon = site.start();
+    let _daemon = start(&site);
     let load = Load::start(site.address(), &load::ALL);
     let more = "[frontend.privileged]\nbind = \"127.0.0.1:80\"\nbackend = \"pool\"\n";
     site.configure(&Site::text(&[origin.address], &(global + more)));

@@ -5,10 +5,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use nix::unistd::Gid;
 use serde::{Deserialize, Serialize};
 use toml::de::DeValue;
 
 use super::process::{checked, gid, octal, uid};
+use super::rights;
 use super::section::{Section, Text, as_section, as_text};
 
 /// Backlog where none is given: the kernel cuts it to net.core.somaxconn.
@@ -140,11 +142,12 @@ fn interface(name: Text, section: &Section<'_>) -> Option<String> {
 
 fn access(section: &mut Section<'_>) -> Access {
     let mode = section.text("mode").and_then(|mode| octal(&mode, section));
-    let user = checked(section, "user", "create it or name another", |name| uid(name).is_some());
-    let group = checked(section, "group", "create it or name another", |name| gid(name).is_some());
+    let user = checked(section, "user", rights::is_user, |name| uid(name).is_some());
+    let group = checked(section, "group", rights::is_in_group, |name| gid(name).is_some());
     // To anybody else a warning has said that these have no effect.
-    let roots = |name: Option<String>| name.filter(|_| nix::unistd::geteuid().is_root());
-    Access { mode, user: roots(user).as_deref().and_then(uid), group: roots(group).as_deref().and_then(gid) }
+    let user = user.as_deref().and_then(uid).filter(|_| rights::may_become_anybody());
+    let group = group.as_deref().and_then(gid).filter(|group| rights::may_give_to(Gid::from_raw(*group)));
+    Access { mode, user, group }
 }
 
 /// `*:80`, `:80`, `127.0.0.1:80`, `[::]:80`, `unix:/run/proxy/www.sock`.

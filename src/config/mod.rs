@@ -11,6 +11,7 @@ mod listen;
 mod load;
 mod process;
 mod report;
+mod rights;
 mod route;
 mod rule;
 mod section;
@@ -54,6 +55,7 @@ pub struct Loaded {
 }
 
 pub use load::{admin_socket, load};
+pub use rights::{may_become_anybody, may_confine, may_give_to};
 
 /// Bytes as base64 text, for `#[serde(with)]`.
 pub(crate) mod base64_bytes {

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use super::ciphers::TlsDefaults;
 use super::report::suggestion;
+use super::rights;
 use super::section::{Section, Text};
 use super::{Admin, AdminLevel, Global, LogSink, LogTarget, MAX_THREADS, Reload, ReloadMode, Systemd, Tickets};
 
 pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global {
-    let user = checked(&mut section, "user", "create it or name another", |name| uid(name).is_some());
-    let group = checked(&mut section, "group", "create it or name another", |name| gid(name).is_some());
-    let chroot = checked(&mut section, "chroot", "create the folder or name another", |path| {
-        std::path::Path::new(path).is_dir()
-    });
+    let user = checked(&mut section, "user", rights::is_user, |name| uid(name).is_some());
+    let group = checked(&mut section, "group", rights::is_in_group, |name| gid(name).is_some());
+    let chroot =
+        checked(&mut section, "chroot", |_folder| rights::may_confine(), |path| std::path::Path::new(path).is_dir());
     let threads = match section.value("threads").map(|value| value.get_ref().as_str()) {
         Some(Some("auto")) | None => None,
         Some(_) => section.integer("threads", 1..=MAX_THREADS).map(|count| count as usize),
@@ -69,18 +69,18 @@ pub(super) fn octal(mode: &Text, section: &Section<'_>) -> Option<u32> {
     bits
 }
 
-/// What only root can do, and what has to exist for it.
+/// What root can do, and anybody else only where he may already; and what has to exist for it.
 pub(super) fn checked(
     section: &mut Section<'_>,
     key: &'static str,
-    fix: &str,
+    allowed: impl Fn(&str) -> bool,
     exists: impl Fn(&str) -> bool,
 ) -> Option<String> {
     let value = section.text(key)?;
-    if !nix::unistd::geteuid().is_root() {
+    if !rights::may_become_anybody() && !allowed(&value.text) {
         section.report.warning(value.span, format!("`{key}` has no effect"), "only root can do that");
     } else if !exists(&value.text) {
-        section.report.error(value.span, format!("there is no {key} `{}`", value.text), fix);
+        section.report.error(value.span, format!("there is no {key} `{}`", value.text), "create it or name another");
     }
     Some(value.text)
 }
@@ -133,7 +133,7 @@ pub(super) fn admin(section: Option<Section<'_>>) -> Option<Admin> {
     let admin = Admin {
         socket: section.report.resolve(&socket.unwrap_or_default()),
         mode: bits.unwrap_or(0o600),
-        group: checked(&mut section, "group", "create it or name another", |name| gid(name).is_some()),
+        group: checked(&mut section, "group", rights::is_in_group, |name| gid(name).is_some()),
         level: section.choice("level", &levels).unwrap_or(AdminLevel::Admin),
         timeout: section.duration("timeout").unwrap_or(Duration::from_secs(30)),
         expose_listeners: section.boolean("expose-listeners").unwrap_or(true),

@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::events::Event;
-use crate::config::{Admin, AdminLevel, ReloadMode};
+use crate::config::{Admin, AdminLevel, ReloadMode, may_give_to};
 use crate::handoff::getsocks::COMMAND;
 
 /// Callers served at a time; the others wait in the kernel's queue.
@@ -89,7 +89,7 @@ impl AdminSocket {
         fs::set_permissions(&draft, fs::Permissions::from_mode(admin.mode))?;
         if let Some(group) = &admin.group
             && let Ok(Some(group)) = nix::unistd::Group::from_name(group)
-            && nix::unistd::geteuid().is_root()
+            && may_give_to(group.gid)
         {
             nix::unistd::chown(&draft, None, Some(group.gid))?;
         }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::MasterError;
 use super::events::Event;
 use super::watchdog::Pulse;
-use crate::config::Bundle;
+use crate::config::{Bundle, may_become_anybody, may_confine};
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, PROTOCOL_VERSION, Slots, Start, ToWorker};
 use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS, memory_file};
@@ -211,11 +211,13 @@ fn bundle_file(bundle: &Bundle) -> Result<File, MasterError> {
 
 type Account = (Option<u32>, Option<u32>, Option<String>);
 
-/// User, group and chroot, which only root can give.
+/// User, group and chroot, as far as we may give them.
 fn account(bundle: &Bundle) -> Result<Account, MasterError> {
-    use nix::unistd::{Group, User, geteuid};
-    if !geteuid().is_root() {
-        return Ok((None, None, None));
+    use nix::unistd::{Group, User};
+    let folder = bundle.global.chroot.as_ref().filter(|_| may_confine());
+    let chroot = folder.map(|path| path.to_string_lossy().into_owned());
+    if !may_become_anybody() {
+        return Ok((None, None, chroot));
     }
     let missing = |kind, name: &str| MasterError::Account { kind, name: name.to_owned() };
     let user = match &bundle.global.user {
@@ -226,7 +228,6 @@ fn account(bundle: &Bundle) -> Result<Account, MasterError> {
         Some(name) => Some(Group::from_name(name).ok().flatten().ok_or_else(|| missing("group", name))?.gid),
         None => user.as_ref().map(|user| user.gid),
     };
-    let chroot = bundle.global.chroot.as_ref().map(|path| path.to_string_lossy().into_owned());
     Ok((user.map(|user| user.uid.as_raw()), gid.map(nix::unistd::Gid::as_raw), chroot))
 }
 

@@ -91,6 +91,7 @@ struct Crew {
 
 fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, WorkerError> {
     let Inheritance { start, bundle, memory, log_sockets, listeners } = inheritance;
+    drop_privileges(&start)?;
     let reporter = Arc::clone(channel);
     let (logger, log_thread) = Logger::start(
         &bundle,
@@ -101,7 +102,6 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         },
         move |lines| memory.drop_log_lines(lines),
     );
-    drop_privileges(&start)?;
     let page = StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation);
     let tickets = TicketKeys::from_raw(&start.ticket_keys, bundle.global.tickets.lifetime())?;
     let (orders, watching) = watch::channel(Order::Wait);

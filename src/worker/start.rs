@@ -7,7 +7,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::{Gid, Uid, chdir, chroot, setgid, setgroups, setuid};
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, chdir, chroot, geteuid, setgid, setgroups, setuid};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 use super::WorkerError;
 use crate::config::Bundle;
@@ -75,7 +77,8 @@ fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(Listener
     Ok(listeners)
 }
 
-/// Becomes the configured user inside the configured directory; nothing when not asked to.
+/// Becomes the configured user inside the configured directory; nothing when not asked to. Who is not root then has no
+/// capability left. Those belong to a thread: no other may have been started.
 ///
 /// # Errors
 /// Names the step that failed.
@@ -94,6 +97,12 @@ pub fn drop_privileges(start: &Start) -> Result<(), WorkerError> {
     }
     if let Some(uid) = start.uid {
         setuid(Uid::from_raw(uid)).map_err(failed("setuid"))?;
+    }
+    if !geteuid().is_root() {
+        // The master's, where systemd gave it some without making it root.
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, none).map_err(|errno| failed("capset")(Errno::from_raw(errno.raw_os_error())))?;
     }
     Ok(())
 }
