@@ -5,6 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs as _};
 
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
+use super::server_tls::{TlsFiles, tls_client};
 use super::{Backend, Balance, Mode, Server};
 
 const BALANCES: [Balance; 4] = [Balance::RoundRobin, Balance::LeastConn, Balance::Random, Balance::Source];
@@ -16,6 +17,7 @@ pub(super) fn backend(
     name: &Text,
     mut section: Section<'_>,
     defaults: &Settings,
+    files: TlsFiles<'_>,
     check: &dyn Fn(&str) -> Result<(), String>,
 ) -> Backend {
     let settings = defaults.with(&mut section, Half::Backend, check);
@@ -25,6 +27,7 @@ pub(super) fn backend(
     let balance =
         section.choice("balance", &BALANCES.map(|balance| (balance.word(), balance))).unwrap_or(Balance::RoundRobin);
     let servers = servers(&mut section);
+    let tls = section.table("tls").map(|tls| tls_client(tls, files, &servers));
     section.finish();
     Backend {
         name: name.text.clone(),
@@ -32,6 +35,7 @@ pub(super) fn backend(
         balance,
         check: None,
         servers,
+        tls,
         retries: settings.retries,
         redispatch: settings.redispatch,
         connection_mode: settings.connection_mode,
@@ -56,14 +60,16 @@ fn servers(section: &mut Section<'_>) -> Vec<Server> {
             once(name, &mut names, &table);
         }
         if let (Some(name), Some(address)) = (name, address.and_then(|text| resolve(&text, &table))) {
-            servers.push(Server { name: name.text, address, weight, backup });
+            let (address, host) = address;
+            servers.push(Server { name: name.text, address, host, weight, backup });
         }
         table.finish();
     }
     for (index, text) in section.texts("servers").into_iter().enumerate() {
         let name = format!("s{}", index + 1);
         once(&Text { text: name.clone(), span: text.span.clone() }, &mut names, section);
-        servers.extend(resolve(&text, section).map(|address| Server { name, address, weight: WEIGHT, backup: false }));
+        let resolved = resolve(&text, section);
+        servers.extend(resolved.map(|(address, host)| Server { name, address, host, weight: WEIGHT, backup: false }));
     }
     if section.value("server").is_none() && section.value("servers").is_none() {
         let message = format!("{} has no server", section.name);
@@ -81,15 +87,16 @@ fn once(name: &Text, names: &mut Vec<Text>, section: &Section<'_>) {
     names.push(name.clone());
 }
 
-fn resolve(text: &Text, section: &Section<'_>) -> Option<SocketAddr> {
-    let has_port = text.text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-    if !has_port {
+/// Address and host.
+fn resolve(text: &Text, section: &Section<'_>) -> Option<(SocketAddr, String)> {
+    let parts = text.text.rsplit_once(':');
+    let Some((host, _)) = parts.filter(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0)) else {
         let message = format!("`{}` is not a server's address", text.text);
         section.report.error(text.span.clone(), message, "write \"127.0.0.1:9000\" or \"name:9000\"");
         return None;
-    }
+    };
     match text.text.to_socket_addrs().map(|mut found| found.next()) {
-        Ok(Some(address)) => Some(address),
+        Ok(Some(address)) => Some((address, host.trim_matches(['[', ']']).to_owned())),
         Ok(None) => {
             section.report.error(text.span.clone(), format!("`{}` has no address", text.text), "is the name right?");
             None

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Bind;
 use super::route::Route;
 use super::rule::Rule;
+use super::tls::{Authorities, TlsClient, TlsServer};
 
 /// Everything one generation of workers needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub struct Bundle {
     pub frontends: Vec<Frontend>,
     /// Backends in file order.
     pub backends: Vec<Backend>,
+    /// Authorities that certificates are checked with.
+    #[serde(default)]
+    pub authorities: Vec<Authorities>,
 }
 
 /// Serving threads at most.
@@ -326,56 +330,6 @@ pub struct HeaderEdits {
     pub add: Vec<(String, String)>,
 }
 
-/// TLS settings of one frontend, defaults applied.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct TlsServer {
-    /// Certificates; the first is the default for unknown or absent SNI.
-    pub certificates: Vec<Certificate>,
-    /// Whether TLS 1.2 is offered beside 1.3.
-    pub tls12: bool,
-    /// IANA names of the cipher suites offered, in order; empty is the library's list.
-    /// TLS 1.3 suites that are not named stay available.
-    pub ciphers: Vec<String>,
-    /// Key-exchange groups by name (`X25519MLKEM768`, `X25519`, `P-256`, `P-384`); empty is the library's list.
-    pub groups: Vec<String>,
-}
-
-/// A certificate chain with its key, already proven to match.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Certificate {
-    /// Where it came from.
-    pub path: PathBuf,
-    /// DER certificates, leaf first, base64 in the bundle.
-    #[serde(with = "super::base64_list")]
-    pub chain: Vec<Vec<u8>>,
-    /// PKCS#8, PKCS#1 or SEC1 DER key.
-    #[serde(with = "super::base64_bytes")]
-    pub key: Vec<u8>,
-    /// Which of the three the key is.
-    pub key_format: KeyFormat,
-    /// DNS names and addresses it answers for, lower case, `*.` wildcards kept; SAN, else CN.
-    pub names: Vec<String>,
-    /// End of validity, seconds since the epoch.
-    pub not_after: i64,
-}
-
-impl std::fmt::Debug for Certificate {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Certificate").field("path", &self.path).field("names", &self.names).finish_non_exhaustive()
-    }
-}
-
-/// Encoding of a private key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum KeyFormat {
-    /// `PRIVATE KEY`.
-    Pkcs8,
-    /// `RSA PRIVATE KEY`.
-    Pkcs1,
-    /// `EC PRIVATE KEY`.
-    Sec1,
-}
-
 /// One `[backend.NAME]` with defaults applied.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Backend {
@@ -390,6 +344,9 @@ pub struct Backend {
     pub check: Option<Check>,
     /// Servers in file order.
     pub servers: Vec<Server>,
+    /// TLS towards them.
+    #[serde(default)]
+    pub tls: Option<TlsClient>,
     /// Connection attempts after the first.
     pub retries: u32,
     /// The last retry goes to another server.
@@ -481,6 +438,9 @@ pub struct Server {
     pub name: String,
     /// Address, resolved when the configuration was loaded.
     pub address: SocketAddr,
+    /// The host part of the address as it is written.
+    #[serde(default)]
+    pub host: String,
     /// Its share of requests among the servers, 0 to 256; 0 takes none.
     pub weight: u16,
     /// Takes requests only while no other server does.

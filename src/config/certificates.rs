@@ -1,18 +1,65 @@
 //! Certificates and keys: any order, repeated content, checked to belong together.
-//! Called by `frontend`. Never trusts a file's order.
+//! Called by `frontend` and `server_tls`. Never trusts a file's order.
 
 use std::path::{Path, PathBuf};
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use toml::de::DeValue;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use super::ciphers::TlsDefaults;
+use super::section::{Section, as_section, as_text};
 use super::{Certificate, KeyFormat};
 
 /// What is wrong with a certificate file, and what would be right.
 pub(super) type Trouble = (String, String);
+
+/// A certificate as a configuration names it: a file, or a table of two.
+pub(super) fn certificate<'a>(
+    item: &'a toml::Spanned<DeValue<'a>>,
+    section: &Section<'a>,
+    defaults: &TlsDefaults,
+) -> Option<Certificate> {
+    let report = section.report;
+    let locate = |name: &str| defaults.cert_file(name, report);
+    let (file, key) = match item.get_ref() {
+        DeValue::Table(_) => {
+            let mut table = as_section(item, String::from("certificate"), report)?;
+            let (file, key) = (table.text("cert"), table.text("key"));
+            if file.is_none() {
+                report.error(
+                    item.span(),
+                    "a certificate without a file",
+                    "write { cert = \"a.crt\", key = \"a.key\" }",
+                );
+            }
+            table.finish();
+            (file?, key)
+        }
+        _ => (as_text(item, report, "a file name")?, None),
+    };
+    let key = key.map(|key| locate(&key.text));
+    match load(&locate(&file.text), key.as_deref()) {
+        Ok(certificate) => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+            if certificate.not_after < i64::try_from(now).unwrap_or(i64::MAX) {
+                report.warning(
+                    file.span,
+                    format!("the certificate of `{}` has expired", file.text),
+                    "clients will refuse it",
+                );
+            }
+            Some(certificate)
+        }
+        Err((problem, fix)) => {
+            report.error(file.span, problem, fix);
+            None
+        }
+    }
+}
 
 /// Reads certificates and key from one file, or from two.
 pub(super) fn load(certificates: &Path, key: Option<&Path>) -> Result<Certificate, Trouble> {
@@ -24,7 +71,7 @@ pub(super) fn load(certificates: &Path, key: Option<&Path>) -> Result<Certificat
     parse(certificates.to_owned(), &pem)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Trouble> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Trouble> {
     std::fs::read(path).map_err(|error| (format!("cannot read `{}`", path.display()), error.to_string()))
 }
 
@@ -119,6 +166,24 @@ fn order(leaf: usize, mut rest: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
             _ => return chain,
         }
     }
+}
+
+/// What a certificate says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// As in [`Certificate`].
+    pub names: Vec<String>,
+    /// Begin and end of validity, seconds since the epoch.
+    pub validity: (i64, i64),
+}
+
+/// What a certificate says of itself; `None` for what is none.
+#[must_use]
+pub fn facts(der: &[u8]) -> Option<Facts> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let validity = certificate.validity();
+    let validity = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    Some(Facts { names: names(&certificate), validity })
 }
 
 /// Names of the subject alternative name extension, else the common name.

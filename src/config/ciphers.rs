@@ -1,9 +1,9 @@
 //! TLS settings by name: versions, cipher suites, groups.
 //! Called by `load` for `[global.tls]` and by `frontend`. Never builds anything of the TLS library.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::report::suggestion;
+use super::report::{Report, suggestion};
 use super::section::{Section, Text};
 
 /// IANA name and OpenSSL name of each suite the TLS library has.
@@ -28,11 +28,12 @@ pub(super) struct TlsDefaults {
     pub(super) ciphers: Vec<String>,
     pub(super) groups: Vec<String>,
     pub(super) cert_base: Option<PathBuf>,
+    pub(super) ca_base: Option<PathBuf>,
 }
 
 impl Default for TlsDefaults {
     fn default() -> Self {
-        Self { tls12: true, ciphers: Vec::new(), groups: Vec::new(), cert_base: None }
+        Self { tls12: true, ciphers: Vec::new(), groups: Vec::new(), cert_base: None, ca_base: None }
     }
 }
 
@@ -48,8 +49,24 @@ impl TlsDefaults {
             ciphers: if ciphers.is_empty() { self.ciphers.clone() } else { ciphers },
             groups: if groups.is_empty() { self.groups.clone() } else { groups },
             cert_base: self.cert_base.clone(),
+            ca_base: self.ca_base.clone(),
         }
     }
+
+    /// The path of a certificate.
+    pub(super) fn cert_file(&self, name: &str, report: &Report<'_>) -> PathBuf {
+        based(self.cert_base.as_deref(), name, report)
+    }
+
+    /// The path of a file of authorities, or of what they revoked.
+    pub(super) fn ca_file(&self, name: &str, report: &Report<'_>) -> PathBuf {
+        based(self.ca_base.as_deref(), name, report)
+    }
+}
+
+/// Relative names start at a base, which may itself be relative to the configuration's folder.
+fn based(base: Option<&Path>, name: &str, report: &Report<'_>) -> PathBuf {
+    base.map_or_else(|| report.resolve(name), |base| report.resolve(&base.to_string_lossy()).join(name))
 }
 
 /// The IANA name of a suite written either way.

@@ -1,17 +1,14 @@
 //! `[frontend.NAME]`: listening, TLS, rules, header edits.
 //! Called by `load`. Never sees a backend's settings, only its name.
 
-use std::path::PathBuf;
-
-use toml::de::DeValue;
-
+use super::certificates::certificate;
 use super::ciphers::TlsDefaults;
 use super::defaults::{Half, Settings};
 use super::listen::binds;
 use super::route::{named_backend, routes};
 use super::rule::rule;
-use super::section::{Section, Text, as_section, as_text};
-use super::{Certificate, Frontend, HeaderEdits, Mode, TlsServer, certificates};
+use super::section::{Section, Text, as_text};
+use super::{Frontend, HeaderEdits, Mode, TlsServer};
 
 /// Fields that belong to a connection or to framing: editing them would break messages.
 const PROTECTED: [&str; 9] = [
@@ -119,54 +116,6 @@ fn tls_server(mut section: Section<'_>, defaults: &TlsDefaults) -> TlsServer {
     }
     section.finish();
     TlsServer { certificates: loaded, tls12: settings.tls12, ciphers: settings.ciphers, groups: settings.groups }
-}
-
-fn certificate<'a>(
-    item: &'a toml::Spanned<DeValue<'a>>,
-    section: &Section<'a>,
-    defaults: &TlsDefaults,
-) -> Option<Certificate> {
-    let report = section.report;
-    let locate = |name: &str| -> PathBuf {
-        defaults
-            .cert_base
-            .as_ref()
-            .map_or_else(|| report.resolve(name), |base| report.resolve(&base.to_string_lossy()).join(name))
-    };
-    let (file, key) = match item.get_ref() {
-        DeValue::Table(_) => {
-            let mut table = as_section(item, String::from("certificate"), report)?;
-            let (file, key) = (table.text("cert"), table.text("key"));
-            if file.is_none() {
-                report.error(
-                    item.span(),
-                    "a certificate without a file",
-                    "write { cert = \"a.crt\", key = \"a.key\" }",
-                );
-            }
-            table.finish();
-            (file?, key)
-        }
-        _ => (as_text(item, report, "a file name")?, None),
-    };
-    let key = key.map(|key| locate(&key.text));
-    match certificates::load(&locate(&file.text), key.as_deref()) {
-        Ok(certificate) => {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-            if certificate.not_after < i64::try_from(now).unwrap_or(i64::MAX) {
-                report.warning(
-                    file.span,
-                    format!("the certificate of `{}` has expired", file.text),
-                    "clients will refuse it",
-                );
-            }
-            Some(certificate)
-        }
-        Err((problem, fix)) => {
-            report.error(file.span, problem, fix);
-            None
-        }
-    }
 }
 
 fn edits(section: Option<Section<'_>>) -> HeaderEdits {

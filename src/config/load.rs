@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{SHA256, digest};
 use toml::de::DeTable;
 
+use super::authorities::Trust;
 use super::backend::backend;
 use super::ciphers::TlsDefaults;
 use super::defaults::{Half, Settings};
 use super::frontend::{Surroundings, frontend};
 use super::report::Report;
 use super::section::Section;
+use super::server_tls::TlsFiles;
 use super::{Bundle, CONFIG_VERSION, Loaded, Rejected, process, stats};
 
 /// Reads and checks a file and everything it names. `check_format` says whether an access format can
@@ -60,9 +62,11 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     }
     let lists = stats::users(&mut root);
     let stats = stats::stats(root.table("stats"), &lists);
+    let trust = Trust::default();
+    let files = TlsFiles { bases: &tls, trust: &trust };
     let backend_sections = root.named("backend");
     let backends: Vec<_> =
-        backend_sections.into_iter().map(|(name, section)| backend(&name, section, &settings, check)).collect();
+        backend_sections.into_iter().map(|(name, section)| backend(&name, section, &settings, files, check)).collect();
     let names: Vec<_> = backends.iter().map(|backend| (backend.name.clone(), backend.mode)).collect();
     let around = Surroundings { settings: &settings, tls: &tls, backends: &names, check };
     let mut places = BTreeMap::new();
@@ -91,7 +95,8 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     root.finish();
     let hash = digest(&SHA256, source.as_bytes());
     let sha256 = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Bundle { sha256, global, reload, systemd, admin, logs, stats, frontends, backends }
+    let authorities = trust.into_lists();
+    Bundle { sha256, global, reload, systemd, admin, logs, stats, frontends, backends, authorities }
 }
 
 /// Finds the admin socket in a file that may otherwise be broken, so that clients of a running

@@ -1,6 +1,7 @@
 //! The configuration language: TOML in, a checked `Bundle` (or every problem at once) out.
 //! Called by the master and `proxy check`. Never binds, forks or changes anything.
 
+mod authorities;
 mod backend;
 mod bundle;
 mod certificates;
@@ -15,16 +16,20 @@ mod rights;
 mod route;
 mod rule;
 mod section;
+mod server_tls;
 mod stats;
+mod tls;
 mod units;
 
 #[cfg(test)]
 mod tests;
 
 pub use bundle::*;
+pub use certificates::{Facts, facts};
 pub use listen::{Access, Address, Bind};
 pub use route::{Destination, Route, When};
 pub use rule::{Action, Redirect, Rule};
+pub use tls::*;
 
 use serde::{Deserialize, Deserializer, Serializer};
 

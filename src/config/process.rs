@@ -24,6 +24,7 @@ pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global 
     if let Some(mut section) = section.table("tls") {
         *tls = tls.with(&mut section);
         tls.cert_base = section.string("cert-base").map(PathBuf::from);
+        tls.ca_base = section.string("ca-base").map(PathBuf::from);
         tickets = self::tickets(section.table("tickets"));
         section.finish();
     }

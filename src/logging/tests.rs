@@ -160,6 +160,7 @@ fn target(sink: LogSink) -> LogTarget {
 
 fn bundle(logs: Vec<LogTarget>) -> Bundle {
     Bundle {
+        authorities: Vec::new(),
         sha256: String::new(),
         global: config::Global::default(),
         reload: config::Reload {

@@ -18,5 +18,6 @@ pub fn load(path: &Path) -> Result<Loaded, MasterError> {
     for settings in loaded.bundle.frontends.iter().filter_map(|frontend| frontend.tls.as_ref()) {
         tls::server_config(settings, &keys)?;
     }
+    tls::client_settings(&loaded.bundle)?;
     Ok(loaded)
 }

@@ -22,6 +22,7 @@ use crate::http::{
     Body, Field, Method, Persistence, Refusal, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Span,
     Version, is_switch_between, parse_request, rebuild_request, rebuild_response,
 };
+use crate::logging::Severity;
 use crate::stats::Counter;
 use crate::upstream::{Attempt, Backend, ConnectError, Connection};
 
@@ -232,7 +233,7 @@ async fn forward(
     let mut server = backend.select(client.peer.ip()).ok_or(Failure::NoServer)?;
     let mut fresh_only = mode != ConnectionMode::KeepAlive;
     loop {
-        let mut connection = obtain(backend, &mut server, fresh_only, !repeatable, tally).await?;
+        let mut connection = obtain(client, backend, &mut server, (fresh_only, !repeatable), tally).await?;
         let reused = connection.reused;
         let mut request = build_request(client, head, mode)?;
         let result = exchange(client, head, backend, &mut connection, (&mut request, tally)).await;
@@ -268,12 +269,13 @@ async fn forward(
     }
 }
 
-/// A connection to the chosen server, or to the one that redispatching chooses.
+/// A connection to the chosen server, or to the one that redispatching chooses; `fresh_only` and as
+/// `certain` as [`crate::upstream::Pool::take`] can be.
 pub(super) async fn obtain(
+    client: &Client,
     backend: &Rc<Backend>,
     server: &mut usize,
-    fresh_only: bool,
-    certain: bool,
+    (fresh_only, certain): (bool, bool),
     tally: &mut Tally,
 ) -> Result<Connection, Failure> {
     let began = Instant::now();
@@ -292,6 +294,11 @@ pub(super) async fn obtain(
             }
             Err(error) => error,
         };
+        if let ConnectError::Handshake { source, news: true } = &error {
+            let (config, name) = (backend.config(), &backend.config().servers[*server].name);
+            let line = format!("Server {}/{name}: TLS handshake failed: {source}", config.name);
+            client.thread.logger.event(Severity::Error, &line);
+        }
         failed += 1;
         match backend.after_failure(*server, failed) {
             Attempt::GiveUp => {
@@ -299,7 +306,7 @@ pub(super) async fn obtain(
                 backend.slot.add(Counter::ConnectErrors, 1);
                 return Err(match error {
                     ConnectError::TimedOut => Failure::ConnectTimedOut,
-                    ConnectError::Failed(_) | ConnectError::Handshake(_) => Failure::ConnectFailed,
+                    ConnectError::Failed(_) | ConnectError::Handshake { .. } => Failure::ConnectFailed,
                 });
             }
             Attempt::Redispatch(other) => {

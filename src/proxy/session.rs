@@ -35,7 +35,7 @@ pub async fn serve(client: &mut Client) {
     let Some(mut server) = backend.select(client.peer.ip()) else {
         return refuse(client, &mut tally, &Failure::NoServer);
     };
-    match obtain(&backend, &mut server, true, false, &mut tally).await {
+    match obtain(client, &backend, &mut server, (true, false), &mut tally).await {
         Ok(connection) => through(client, &backend, connection, &mut tally).await,
         Err(failure) => refuse(client, &mut tally, &failure),
     }

@@ -17,6 +17,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
     let mode = config::ConnectionMode::KeepAlive;
     let second = Duration::from_secs(1);
     Bundle {
+        authorities: Vec::new(),
         sha256: String::new(),
         global: config::Global { maxconn: Some(2000), ..config::Global::default() },
         reload: config::Reload { strategy: config::ReloadMode::Handover, hard_stop_after: second, max_old: 1 },
@@ -55,7 +56,9 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             name: "www-backend".into(),
             balance: config::Balance::RoundRobin,
             check: None,
+            tls: None,
             servers: vec![config::Server {
+                host: String::new(),
                 name: "mypool1".into(),
                 address: "127.0.0.1:9000".parse().unwrap(),
                 weight: 1,

@@ -16,6 +16,12 @@ pub enum TlsError {
     /// The library refuses the combination of settings.
     #[error("TLS settings are unusable")]
     Settings(#[source] rustls::Error),
+    /// Authorities, or what they revoked, cannot be used.
+    #[error("certificates cannot be checked")]
+    Verifier(#[source] rustls::server::VerifierBuilderError),
+    /// A name no certificate can be for.
+    #[error("`{0}` is no name of a server")]
+    Name(String),
     /// A cipher suite this build does not have.
     #[error("unknown cipher suite {0}")]
     Cipher(String),

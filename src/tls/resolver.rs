@@ -65,7 +65,7 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-fn certified(certificate: &Certificate, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+pub(super) fn certified(certificate: &Certificate, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
     let bytes = certificate.key.clone();
     let der = match certificate.key_format {
         KeyFormat::Pkcs8 => PrivateKeyDer::Pkcs8(bytes.into()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::{ConnectError, ServerStream};
-use crate::tls::ServerTls;
+use crate::tls::{Refused, ServerTls};
 
 /// Bytes that the TLS library may hold back, one record.
 const TLS_BUFFER: usize = 16 * 1024;
@@ -36,7 +36,8 @@ impl Way {
         // A head and its body may leave in two writes; Nagle would hold the second back.
         stream.set_nodelay(true).map_err(ConnectError::Failed)?;
         let Some(tls) = &self.tls else { return Ok(ServerStream::Plain(stream)) };
-        let mut stream = Box::pin(tls.connect(stream)).await.map_err(ConnectError::Handshake)?;
+        let shaken = Box::pin(tls.connect(stream)).await;
+        let mut stream = shaken.map_err(|Refused { source, news }| ConnectError::Handshake { source, news })?;
         // What waits in there looks like standstill to the time-out of a slow server.
         stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
         Ok(stream.into())

@@ -11,7 +11,13 @@ pub enum ConnectError {
     Failed(#[source] io::Error),
     /// There was no TLS session with this server.
     #[error("TLS handshake failed")]
-    Handshake(#[source] io::Error),
+    Handshake {
+        /// Why.
+        #[source]
+        source: io::Error,
+        /// Whether it is another reason than the last time.
+        news: bool,
+    },
     /// `timeout.connect` passed.
     #[error("connection timed out")]
     TimedOut,

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use crate::config::{self, Balance, Bundle, ConnectionMode};
 use crate::handoff::messages::{MovingServer, Slots};
 use crate::stats::{Admin, Counter, Gauge, Memory, Slot};
+use crate::tls::ClientSettings;
 
 pub use balance::{Attempt, Schedule, Share};
 pub use connect::Way;
@@ -180,13 +181,22 @@ fn key(client: IpAddr) -> u64 {
 
 /// Builds the backends of a bundle for one thread; `None` when a slot lies outside the shared memory.
 #[must_use]
-pub fn backends(bundle: &Arc<Bundle>, slots: &Slots, memory: &Memory, lane: u32) -> Option<Vec<Rc<Backend>>> {
+pub fn backends(
+    bundle: &Arc<Bundle>,
+    slots: &Slots,
+    (memory, lane): (&Memory, u32),
+    secured: &[Option<ClientSettings>],
+) -> Option<Vec<Rc<Backend>>> {
     let mut all = Vec::with_capacity(bundle.backends.len());
     for index in 0..bundle.backends.len() {
         let mut servers = Vec::new();
         for (place, config) in slots.servers.get(index)?.iter().zip(&bundle.backends[index].servers) {
             let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(config.name.as_bytes()));
-            let way = Way { address: config.address, tls: None };
+            let tls = match secured.get(index)? {
+                Some(settings) => Some(settings.server(&config.name, &config.host).ok()?),
+                None => None,
+            };
+            let way = Way { address: config.address, tls };
             servers.push(Server { slot, pool: Pool::default(), way, place: *place, identity });
         }
         let slot = memory.slot(lane, *slots.backends.get(index)?)?;

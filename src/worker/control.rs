@@ -113,6 +113,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
         lane: start.lane,
         threads: start.threads,
         tls: acceptors(&bundle, &tickets)?,
+        secured: tls::client_settings(&bundle)?.into(),
         limits: limits(&bundle, start.maxconn),
         logger: logger.clone(),
         active: Arc::new(AtomicU32::new(0)),

@@ -23,6 +23,7 @@ use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::{Logger, Severity};
 use crate::proxy::{self, Departure, Site, TICK, Thread, Timers};
 use crate::stats::{self, Memory, StatsPage};
+use crate::tls::ClientSettings;
 use crate::upstream;
 
 /// Connections to the statistics page a thread holds at most.
@@ -65,6 +66,8 @@ pub struct Shared {
     pub threads: usize,
     /// TLS per frontend.
     pub tls: Vec<Option<TlsAcceptor>>,
+    /// TLS towards servers, per backend.
+    pub secured: Arc<[Option<ClientSettings>]>,
     /// Limits per frontend.
     pub limits: Vec<Limits>,
     /// Access log.
@@ -325,8 +328,8 @@ type Built = (Vec<Rc<upstream::Backend>>, Vec<Rc<Site>>);
 
 fn build(shared: &Shared) -> io::Result<Built> {
     let outside = || io::Error::other("a slot lies outside the shared counters");
-    let backends =
-        upstream::backends(&shared.bundle, &shared.slots, &shared.memory, shared.lane).ok_or_else(outside)?;
+    let backends = upstream::backends(&shared.bundle, &shared.slots, (&shared.memory, shared.lane), &shared.secured)
+        .ok_or_else(outside)?;
     let mut sites = Vec::new();
     for index in 0..shared.bundle.frontends.len() {
         let slot = shared.slots.frontends.get(index).and_then(|slot| shared.memory.slot(shared.lane, *slot));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod authority;
 pub mod client;
 pub mod haproxy;
 pub mod kernel;

@@ -1,0 +1,129 @@
+//! Whom to believe: certificates of authorities and lists of what they have revoked.
+//! Called by `server_tls` and `frontend_tls`. Never decides about a certificate.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
+
+use super::Authorities;
+use super::certificates::{Trouble, read};
+use super::section::Section;
+
+/// Where distributions keep the authorities that everybody believes.
+const SYSTEM: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// Every file of authorities that is named, each once.
+#[derive(Default)]
+pub(super) struct Trust {
+    lists: RefCell<Vec<Authorities>>,
+}
+
+impl Trust {
+    /// The place of a file's authorities in the bundle; those of the system where none is named.
+    pub(super) fn place(&self, file: Option<PathBuf>) -> Result<usize, Trouble> {
+        let path = file.clone().unwrap_or_else(|| PathBuf::from(SYSTEM));
+        let known = self.lists.borrow().iter().position(|list| list.path == path);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let missing = |trouble: Trouble| match file {
+            Some(_) => trouble,
+            None => (trouble.0, String::from("name a `ca-file`, or install the package ca-certificates")),
+        };
+        let list = authorities(path).map_err(missing)?;
+        self.lists.borrow_mut().push(list);
+        Ok(self.lists.borrow().len() - 1)
+    }
+
+    /// What was collected.
+    pub(super) fn into_lists(self) -> Vec<Authorities> {
+        self.lists.into_inner()
+    }
+}
+
+fn authorities(path: PathBuf) -> Result<Authorities, Trouble> {
+    let mut certificates: Vec<Vec<u8>> = Vec::new();
+    for der in sections(&path, SectionKind::Certificate)? {
+        if !certificates.contains(&der) {
+            certificates.push(der);
+        }
+    }
+    let ders = certificates.iter().map(|der| CertificateDer::from(der.as_slice()));
+    let (usable, _unusable) = RootCertStore::empty().add_parsable_certificates(ders);
+    if usable == 0 {
+        let problem = format!("`{}` holds no certificate of an authority", path.display());
+        return Err((problem, String::from("put the authorities' certificates into one PEM file")));
+    }
+    Ok(Authorities { path, certificates })
+}
+
+/// The revocation lists of a file.
+pub(super) fn revocations(file: &Path, section: &Section<'_>) -> Vec<Vec<u8>> {
+    let place = section.place("crl-file");
+    let lists = match sections(file, SectionKind::Crl) {
+        Ok(lists) => lists,
+        Err((problem, fix)) => {
+            section.report.error(place, problem, fix);
+            return Vec::new();
+        }
+    };
+    if lists.is_empty() {
+        let problem = format!("`{}` holds no revocation list", file.display());
+        section.report.error(place.clone(), problem, "put the lists of all authorities of a chain into one PEM file");
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    for der in &lists {
+        match CertificateRevocationList::from_der(der) {
+            Ok((_, list)) => {
+                let until = list.next_update().map(|until| until.timestamp());
+                if until.is_some_and(|until| until < i64::try_from(now).unwrap_or(i64::MAX)) {
+                    let problem = format!("a revocation list in `{}` is out of date", file.display());
+                    section.report.warning(place.clone(), problem, "every certificate of its issuer is refused");
+                }
+            }
+            Err(error) => {
+                let problem = format!("`{}` holds a broken revocation list", file.display());
+                section.report.error(place.clone(), problem, error.to_string());
+            }
+        }
+    }
+    lists
+}
+
+/// What a PEM file holds of one kind.
+fn sections(path: &Path, wanted: SectionKind) -> Result<Vec<Vec<u8>>, Trouble> {
+    let pem = read(path)?;
+    let mut found = Vec::new();
+    for item in <(SectionKind, Vec<u8>)>::pem_slice_iter(&pem) {
+        let (kind, der) = item.map_err(|error| (format!("`{}` is not PEM", path.display()), error.to_string()))?;
+        if kind == wanted {
+            found.push(der);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_authorities_is_read_once_and_holds_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec![String::from("ca.example")]).unwrap();
+        let (good, bad) = (folder.path().join("ca.pem"), folder.path().join("none.pem"));
+        std::fs::write(&good, made.cert.pem().repeat(2)).unwrap();
+        std::fs::write(&bad, made.signing_key.serialize_pem()).unwrap();
+        let trust = Trust::default();
+        assert_eq!((trust.place(Some(good.clone())), trust.place(Some(good))), (Ok(0), Ok(0)));
+        let (problem, _) = trust.place(Some(bad)).unwrap_err();
+        assert!(problem.contains("none.pem` holds no certificate of an authority"), "{problem}");
+        let lists = trust.into_lists();
+        assert_eq!((lists.len(), lists[0].certificates.len()), (1, 1));
+    }
+}
