@@ -21,8 +21,10 @@ use support::origin::Origin;
 use support::visitor::{Fate, Visitor, nobody_was_turned_away};
 use support::{Daemon, PATIENCE, PROXY, Site, children, code, generation, output, pid, serving, text};
 
-/// Steps of a worker before it is ready.
-const BEFORE_READY: [&str; 5] = ["start", "inherited", "privileges", "threads", "ready"];
+/// Steps of a new worker until it serves.
+const UNTIL_SERVING: [&str; 6] = ["start", "inherited", "privileges", "threads", "ready", "serve"];
+/// Steps of an old worker from when it learns of a successor.
+const RETIRING: [&str; 5] = ["successor", "drain", "sending", "sent", "drained"];
 /// `nobody` on every system.
 const NOBODY: u32 = 65534;
 
@@ -78,7 +80,7 @@ fn matrix(steps: &[&str], expected: i32) {
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn promise_19_a_new_worker_that_fails_at_any_step_costs_no_request() {
-    matrix(&BEFORE_READY, 2);
+    matrix(&UNTIL_SERVING, 2);
 }
 
 #[test]
@@ -98,13 +100,14 @@ fn promise_19_a_master_that_fails_after_it_spawned_rolls_back_and_costs_no_reque
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn promise_19_a_new_worker_that_hangs_at_any_step_costs_no_request() {
     std::thread::scope(|scope| {
-        for step in BEFORE_READY {
+        for step in UNTIL_SERVING {
             scope.spawn(move || {
                 let site = site();
                 let daemon = site.start_faulty();
                 let load = Load::start(site.address(), &[Habit::KeepPost]);
                 let said = failing_reload(&site, &daemon, &format!("{step} hang"), 2);
-                assert!(said.contains("not ready within 10 s"), "{step}: {said}");
+                let late = if step == "serve" { "did not serve within 10 s" } else { "not ready within 10 s" };
+                assert!(said.contains(late), "{step}: {said}");
                 let next = site.proxy(&["reload-socket"]);
                 assert_eq!(code(&next), 0, "the reload after {step} hang: {next:?}");
                 load.more(20);
@@ -116,35 +119,49 @@ fn promise_19_a_new_worker_that_hangs_at_any_step_costs_no_request() {
 
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
-fn promise_19_a_worker_that_fails_when_told_to_serve_is_replaced_and_costs_no_request() {
+fn promise_19_the_old_worker_accepts_until_the_new_one_says_that_it_serves() {
     let site = site();
     let daemon = site.start_faulty();
     let load = Load::start(site.address(), &load::ALL);
-    for (count, fault) in [(1, "crash"), (2, "EMFILE"), (3, "ENOSPC")] {
-        load.more(10);
-        let before = serving(&site.status());
-        site.fault(&format!("serve {fault}"));
-        let output = site.proxy(&["reload-socket"]);
-        assert_eq!(code(&output), 0, "the caller waits for the one that serves: {output:?}");
-        let status = site.await_status("one is left", |status| status["generations"].as_array().unwrap().len() == 1);
-        assert_eq!(status["reloads"]["respawns"], count, "{fault}");
-        assert_ne!(serving(&status), before, "{fault}");
-    }
-    // The old worker accepts for as long as the new one hangs.
     let old = serving(&site.status());
     site.fault("serve hang");
     std::thread::scope(|scope| {
         let reload = scope.spawn(|| site.proxy(&["reload-socket"]));
-        until("the new worker hangs", || !site.path("fault").exists());
+        let hanging = site.await_fault(&daemon, &[old]);
         load.more(300);
         assert!(!reload.is_finished() && !support::has_ended(old));
-        assert_eq!(code(&reload.join().unwrap()), 0);
+        assert_eq!(serving(&site.status()), old);
+        // A graceful end that is asked for meanwhile would wait; here the one that hangs is killed instead.
+        kill(pid(hanging), Signal::SIGKILL).unwrap();
+        let output = reload.join().unwrap();
+        assert_eq!(code(&output), 2, "{output:?}");
     });
-    daemon.hear("did not serve in time and is killed");
-    let status = site.await_status("one is left", |status| status["generations"].as_array().unwrap().len() == 1);
-    assert_eq!((&status["reloads"]["respawns"], children(daemon.pid())), (&Value::from(4), vec![serving(&status)]));
+    let status = site.status();
+    assert_eq!((&status["reloads"]["respawns"], children(daemon.pid())), (&Value::from(0), vec![old]));
     load.more(10);
-    load.must_have_succeeded(340);
+    load.must_have_succeeded(310);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn an_end_that_is_asked_for_between_two_workers_waits_for_the_new_one() {
+    let site = site();
+    let mut daemon = site.start_faulty();
+    let old = serving(&site.status());
+    site.fault("serve hang");
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| site.proxy(&["reload-socket"]));
+        let hanging = site.await_fault(&daemon, &[old]);
+        let mut kept = Client::connect(site.address());
+        assert_eq!(kept.get("/").status(), 200);
+        daemon.signal(Signal::SIGUSR1);
+        assert_eq!(kept.get("/").field("connection"), None, "nothing has been decided");
+        kill(pid(hanging), Signal::SIGKILL).unwrap();
+        assert_eq!(code(&reload.join().unwrap()), 2);
+        let answer = kept.get("/");
+        assert!(answer.field("connection") == Some("close") || kept.get("/").field("connection") == Some("close"));
+    });
+    assert_eq!(daemon.wait().code(), Some(0));
 }
 
 /// Kept connections that have had one answer each.
@@ -154,19 +171,19 @@ fn kept(site: &Site, count: usize) -> Vec<Client> {
     clients
 }
 
-#[test]
-#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
-fn promise_20_an_old_worker_killed_mid_hand_over_leaves_the_new_one_to_finish_alone() {
+/// Kills an old worker at a step of its hand-over.
+fn killed_mid_hand_over(step: &str) {
     let site = site();
     let daemon = site.start_faulty();
     let old = serving(&site.status());
     let mut clients = kept(&site, 50);
     let visitor = Visitor::start(site.address());
-    site.fault("sending crash");
+    site.fault(&format!("{step} crash"));
     let output = site.proxy(&["reload-socket"]);
-    assert_eq!(code(&output), 0, "{output:?}");
+    assert_eq!(code(&output), 0, "{step}: {output:?}");
     support::await_end(old);
     let dead = Instant::now();
+    assert!(!site.path("fault").exists(), "{step}: never reached");
     for number in 0..50 {
         assert_eq!(get(site.address(), &format!("/{number}")).text(), format!("GET /{number} HTTP/1.1\n"));
     }
@@ -177,11 +194,50 @@ fn promise_20_an_old_worker_killed_mid_hand_over_leaves_the_new_one_to_finish_al
         client.response()
     });
     let served = served.inspect(|answer| assert_eq!(answer.text(), "GET /after HTTP/1.1\n")).count();
-    println!("of 50 kept connections {served} had moved, {} ended with the old worker", 50 - served);
+    println!("{step}: of 50 kept connections {served} had moved, {} ended with the old worker", 50 - served);
     let status = site.status();
-    assert_eq!((generation(&status), &status["reloads"]["respawns"]), (2, &Value::from(0)));
-    assert_eq!(children(daemon.pid()), [serving(&status)]);
-    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    assert_eq!((generation(&status), &status["reloads"]["respawns"]), (2, &Value::from(0)), "{step}");
+    assert_eq!(children(daemon.pid()), [serving(&status)], "{step}");
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0, "{step}");
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_20_an_old_worker_killed_at_any_step_leaves_the_new_one_to_finish_alone() {
+    RETIRING.into_iter().for_each(killed_mid_hand_over);
+}
+
+/// Descriptors or memory run out on either side of the hand-over: who cannot move stays, and nobody is owned twice.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_20_a_hand_over_that_runs_out_of_something_costs_no_request() {
+    let site = site();
+    let daemon = site.start_faulty();
+    let load = Load::start(site.address(), &load::ALL);
+    let mut clients = kept(&site, 20);
+    for step in RETIRING.into_iter().chain(["receiving"]) {
+        for fault in ["EMFILE", "ENOSPC"] {
+            load.more(10);
+            site.fault(&format!("{step} {fault}"));
+            let output = site.proxy(&["reload-socket"]);
+            assert_eq!(code(&output), 0, "{step} {fault}: {output:?}");
+            until("the step is reached", || !site.path("fault").exists());
+            for client in &mut clients {
+                let answer = client.get("/after");
+                assert_eq!(answer.text(), "GET /after HTTP/1.1\n", "{step} {fault}");
+                if answer.field("connection") == Some("close") {
+                    *client = kept(&site, 1).remove(0);
+                }
+            }
+            load.more(10);
+            assert_eq!(code(&site.proxy(&["reload-socket"])), 0, "the reload after {step} {fault}");
+        }
+    }
+    drop(clients);
+    load.more(10);
+    load.must_have_succeeded(200);
+    let status = site.await_status("one is left", |status| status["generations"].as_array().unwrap().len() == 1);
+    assert_eq!((&status["reloads"]["respawns"], children(daemon.pid())), (&Value::from(0), vec![serving(&status)]));
 }
 
 #[test]
@@ -210,24 +266,36 @@ fn promise_20_a_new_worker_killed_mid_hand_over_takes_no_connection_with_it() {
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
 fn promise_20_a_worker_that_hangs_mid_hand_over_holds_no_new_connection_up() {
-    for step in ["sending", "receiving"] {
-        let site = Site::proxying(&[Origin::echo().address], "[reload]\nhard-stop-after = \"200ms\"\n");
-        let daemon = site.start_faulty();
-        let _clients = kept(&site, 50);
-        let visitor = Visitor::start(site.address());
-        site.fault(&format!("{step} hang"));
-        let output = site.proxy(&["reload-socket"]);
-        assert_eq!(code(&output), 0, "{output:?}");
-        let decided = Instant::now();
-        let alone = |status: &Value| status["generations"].as_array().unwrap().len() == 1;
-        site.await_status("the old worker is gone", alone);
-        assert!(!site.path("fault").exists(), "{step}");
-        assert_eq!(get(site.address(), "/").status(), 200);
-        nobody_was_turned_away(&visitor.stop(), decided);
-        assert_eq!(code(&site.proxy(&["reload-socket"])), 0, "{step}");
-        let status = site.await_status("whoever hangs is gone", alone);
-        assert_eq!((generation(&status), children(daemon.pid())), (3, vec![serving(&status)]), "{step}");
-    }
+    std::thread::scope(|scope| {
+        for step in RETIRING.into_iter().chain(["receiving"]) {
+            scope.spawn(move || hanging_mid_hand_over(step));
+        }
+    });
+}
+
+/// Hangs a worker at a step of the hand-over; the master ends it when its time is over.
+fn hanging_mid_hand_over(step: &str) {
+    let site = Site::proxying(&[Origin::echo().address], "[reload]\nhard-stop-after = \"200ms\"\n");
+    let daemon = site.start_faulty();
+    let old = serving(&site.status());
+    let _clients = kept(&site, 50);
+    let visitor = Visitor::start(site.address());
+    site.fault(&format!("{step} hang"));
+    let output = site.proxy(&["reload-socket"]);
+    assert_eq!(code(&output), 0, "{step}: {output:?}");
+    let decided = Instant::now();
+    let alone = |status: &Value| status["generations"].as_array().unwrap().len() == 1;
+    site.await_status("the old worker is gone", alone);
+    support::await_end(old);
+    let gone = Instant::now();
+    assert!(!site.path("fault").exists(), "{step}");
+    (0..20).for_each(|_| assert_eq!(get(site.address(), "/").status(), 200));
+    // Whoever does not hear the order to drain goes on accepting, and is killed with what it has.
+    let accepted_by_it = ["successor", "drain"].contains(&step);
+    nobody_was_turned_away(&visitor.stop(), if accepted_by_it { gone } else { decided });
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0, "{step}");
+    let status = site.await_status("whoever hangs is gone", alone);
+    assert_eq!((generation(&status), children(daemon.pid())), (3, vec![serving(&status)]), "{step}");
 }
 
 #[test]

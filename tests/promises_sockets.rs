@@ -175,7 +175,7 @@ fn promise_12_a_rejected_or_failed_reload_leaves_the_path_alone() {
     let _daemon = site.start_faulty();
     let path = site.path("www.sock");
     let (inode, ..) = seen(&path);
-    for fault in ["spawn EMFILE", "ready crash", "commit ENOSPC"] {
+    for fault in ["spawn EMFILE", "ready crash", "commit ENOSPC", "serve crash"] {
         for mode in ["handover", "rebind"] {
             site.fault(fault);
             let output = site.proxy(&["reload", "--mode", mode]);

@@ -20,8 +20,16 @@ pub enum Step {
     Serve,
     /// Serving thread: it has come round, which it does every 50 ms.
     Beat,
-    /// Draining worker: connections are sent, the successor has not answered.
+    /// Old worker: it has a successor, whose channel is not taken up.
+    Successor,
+    /// Old worker: it was told to drain, and does not yet.
+    Drain,
+    /// Draining worker: connections are about to be sent.
     Sending,
+    /// Draining worker: connections are sent, the successor has not answered.
+    Sent,
+    /// Draining worker: it accepts no more, and has not said so.
+    Drained,
     /// New worker: connections have come, the answer is not given.
     Receiving,
     /// Master: before the configuration is read.
@@ -47,7 +55,11 @@ impl Step {
             Self::Ready => "ready",
             Self::Serve => "serve",
             Self::Beat => "beat",
+            Self::Successor => "successor",
+            Self::Drain => "drain",
             Self::Sending => "sending",
+            Self::Sent => "sent",
+            Self::Drained => "drained",
             Self::Receiving => "receiving",
             Self::Load => "load",
             Self::Bind => "bind",

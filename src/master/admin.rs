@@ -73,12 +73,14 @@ impl Answer {
 /// A bound admin socket; its path goes away with it unless a successor has taken it.
 pub(super) struct AdminSocket {
     path: PathBuf,
+    /// Where it is as long as it is not in its place.
+    draft: Option<PathBuf>,
     inode: u64,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl AdminSocket {
-    /// Binds beside the path and renames, so that the path never blinks.
+    /// Binds beside the path: [`AdminSocket::publish`] renames, so that the path never blinks.
     pub(super) fn open(admin: &Admin, events: mpsc::UnboundedSender<Event>) -> io::Result<Self> {
         if let Some(folder) = admin.socket.parent() {
             fs::create_dir_all(folder)?;
@@ -94,7 +96,6 @@ impl AdminSocket {
             nix::unistd::chown(&draft, None, Some(group.gid))?;
         }
         let inode = fs::metadata(&draft)?.ino();
-        fs::rename(&draft, &admin.socket)?;
         let rights = admin.clone();
         let task = tokio::spawn(async move {
             let room = Arc::new(Semaphore::new(MOST_CALLERS));
@@ -114,7 +115,16 @@ impl AdminSocket {
                 });
             }
         });
-        Ok(Self { path: admin.socket.clone(), inode, task })
+        Ok(Self { path: admin.socket.clone(), draft: Some(draft), inode, task })
+    }
+
+    /// Callers find it from now on.
+    pub(super) fn publish(&mut self) -> io::Result<()> {
+        if let Some(draft) = &self.draft {
+            fs::rename(draft, &self.path)?;
+            self.draft = None;
+        }
+        Ok(())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -125,9 +135,10 @@ impl AdminSocket {
 impl Drop for AdminSocket {
     fn drop(&mut self) {
         self.task.abort();
-        if fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        let path = self.draft.as_ref().unwrap_or(&self.path);
+        if fs::metadata(path).is_ok_and(|found| found.ino() == self.inode) {
             // Nothing is left to do about a path that cannot be removed.
-            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(path);
         }
     }
 }

@@ -3,47 +3,93 @@
 
 use std::path::PathBuf;
 
-use super::admin::AdminSocket;
+use super::admin::{AdminSocket, Outcome};
 use super::lifecycle::Master;
 use super::pidfile::PidFile;
-use super::reload::Prepared;
+use super::reload::{Failed, Prepared};
 use super::{MasterError, listeners};
 use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
-use crate::handoff::messages::{Slots, ToWorker};
-use crate::logging::EventLog;
+use crate::handoff::messages::{FromWorker, Slots, ToWorker};
+use crate::logging::{EventLog, Severity};
+use crate::socket::Publication;
 use crate::upstream::Farm;
 
-impl Master {
-    /// COMMIT and RETIRE. Everything that can fail comes before the first step that shows.
-    /// Returns the generations that are to stop accepting once the new one has begun to.
-    pub(super) fn commit(&mut self, prepared: Prepared) -> Result<Vec<u64>, MasterError> {
-        let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
-        if worker.is_gone() {
-            return Err(MasterError::WorkerDied);
+/// A generation that has been told to serve, with all that is to take effect once it does. Dropping it takes
+/// everything back.
+pub(super) struct Elected {
+    // First, so that paths lead where they led before the new sockets go.
+    publication: Publication,
+    prepared: Prepared,
+    /// The inner options are for what the configuration no longer wants; the outer ones for what stays.
+    admin: Option<Option<AdminSocket>>,
+    pid_file: Option<Option<(PathBuf, PidFile)>>,
+    /// What the worker said beside that it serves.
+    said: Vec<FromWorker>,
+}
+
+impl Elected {
+    /// Waits until the worker serves. Whoever served before accepts until then, and goes on if it never does.
+    pub(super) async fn serving(mut self) -> Result<Self, Failed> {
+        match self.prepared.worker.serve().await {
+            Ok(said) => {
+                self.said = said;
+                Ok(self)
+            }
+            Err(error) => Err((Outcome::RolledBack, error)),
         }
+    }
+
+    /// What the caller is to be told beside the outcome.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.prepared.warnings.clone()
+    }
+}
+
+impl Master {
+    /// COMMIT up to the order to serve: everything in it that can fail, before anything that shows.
+    pub(super) fn elect(&self, prepared: Prepared) -> Result<Elected, MasterError> {
+        let (bundle, listeners) = (&prepared.bundle, &prepared.listeners);
         fault::strike(Step::Commit).map_err(|source| MasterError::System { what: "the last step", source })?;
         if self.listeners.is_empty() {
             // Of two daemons that start at once both could bind, one can listen: the other must not have put its
             // admin socket and pid file in place of the winner's.
-            listeners::listen(&listeners)?;
+            listeners::listen(listeners)?;
         }
-        let pid_file = self.new_pid_file(&bundle)?;
-        // May take the very path of the old one: nothing that fails often may come after it.
-        let admin = self.new_admin(&bundle)?;
-        listeners::listen(&listeners)?;
-        let publication = listeners::publish(&listeners)?;
+        let pid_file = self.new_pid_file(bundle)?;
+        let admin = self.new_admin(bundle)?;
+        listeners::listen(listeners)?;
+        let publication = listeners::publish(listeners)?;
         // They may have been rotated since it was started.
-        worker.tell(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
+        prepared.worker.tell(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
+        prepared.worker.tell(&ToWorker::Serve);
+        Ok(Elected { publication, prepared, admin, pid_file, said: Vec::new() })
+    }
+
+    /// An election that came to nothing: sockets that go on listening have the backlog and the rights they had.
+    pub(super) fn take_back(&self) {
+        // They listen already; whatever refuses this changes nothing for a client.
+        let _ = listeners::listen(&self.listeners);
+    }
+
+    /// The rest of COMMIT, and RETIRE. Returns the generations that are to stop accepting now.
+    pub(super) fn commit(&mut self, elected: Elected) -> Result<Vec<u64>, MasterError> {
+        let Elected { publication, prepared, admin, pid_file, said } = elected;
+        if prepared.worker.is_gone() {
+            drop(publication);
+            return Err(MasterError::WorkerDied);
+        }
+        let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
+        worker.listen(said, &self.blank.events);
         self.settle_servers(&bundle, &worker.slots);
         let abandoned = listeners::abandoned(&self.listeners, &listeners);
-        let retiring = self.workers.promote(worker, &abandoned, bundle.reload.hard_stop_after);
+        let retiring = self.workers.promote(worker, &abandoned, &bundle.reload);
         publication.confirm();
         self.listeners = listeners;
         self.maxconn = maxconn;
         self.respawn.began();
         if let Some(admin) = admin {
-            self.admin = admin;
+            self.change_admin(admin);
         }
         if let Some(pid_file) = pid_file {
             self.pid_file = pid_file;
@@ -57,6 +103,15 @@ impl Master {
         Ok(retiring)
     }
 
+    /// Puts the new admin socket in its place, which may be that of the old one.
+    fn change_admin(&mut self, mut admin: Option<AdminSocket>) {
+        let placed = admin.as_mut().map_or(Ok(()), AdminSocket::publish);
+        match placed {
+            Ok(()) => self.admin = admin,
+            Err(error) => self.say(Severity::Error, &format!("the admin socket stays where it was: {error}")),
+        }
+    }
+
     /// Orders and health of servers that are not what they were are forgotten.
     fn settle_servers(&self, bundle: &Bundle, slots: &Slots) {
         for (place, backend) in bundle.backends.iter().enumerate() {
@@ -67,7 +122,7 @@ impl Master {
         }
     }
 
-    /// The admin socket, where it has to change.
+    /// The admin socket, where it has to change; not in its place yet.
     fn new_admin(&self, bundle: &Bundle) -> Result<Option<Option<AdminSocket>>, MasterError> {
         if self.admin.is_some() == bundle.admin.is_some() && self.bundle.admin == bundle.admin {
             return Ok(None);

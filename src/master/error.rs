@@ -68,9 +68,12 @@ pub enum MasterError {
     /// The worker said why it cannot serve.
     #[error("the new worker cannot serve: {0}")]
     WorkerFailed(String),
-    /// The worker ended before it was ready.
+    /// The worker ended before it served.
     #[error("the new worker ended before it was ready")]
     WorkerDied,
+    /// The worker was told to serve and did not say that it does.
+    #[error("the new worker did not serve within {0} s")]
+    WorkerIdle(u64),
     /// The worker said nothing.
     #[error("the new worker was not ready within {0} s")]
     WorkerSilent(u64),

@@ -2,11 +2,9 @@
 //! Called by `proxy run`. Decides when a generation begins, commits it, and retires the old ones.
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,13 +16,14 @@ use super::events::{self, Event};
 use super::listeners::{self, Listener};
 use super::log_sockets::LogSockets;
 use super::pidfile::PidFile;
-use super::reload::{Failed, Plan, Prepared, Source, prepare};
+use super::reload::{Plan, Prepared, Source};
 use super::respawn::Respawn;
 use super::retire::{Retiring, answer_all};
 use super::slots::Directory;
 use super::start::{self, Options};
 use super::status::{LastReload, Reloads, Status};
 use super::tickets::TicketRing;
+use super::transaction::{Running, Transaction, conclusion, preparing};
 use super::watchdog::Watch;
 use super::workers::Workers;
 use super::{MasterError, spawn, supervisor};
@@ -33,7 +32,7 @@ use crate::handoff::getsocks;
 use crate::handoff::messages::{FromWorker, ToWorker};
 use crate::logging::{EventLog, Severity};
 use crate::socket::Sharing;
-use crate::stats::{Memory, ReloadPath};
+use crate::stats::Memory;
 
 /// How the daemon is coming to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,16 +69,6 @@ struct Wish {
     caller: Option<oneshot::Sender<Answer>>,
 }
 
-/// The transaction under way.
-struct Running {
-    mode: ReloadMode,
-    respawn: bool,
-    callers: Vec<oneshot::Sender<Answer>>,
-    began: Instant,
-}
-
-type Transaction = Pin<Box<dyn Future<Output = Result<Prepared, Failed>>>>;
-
 /// The state of the daemon.
 pub(super) struct Master {
     pub(super) options: Options,
@@ -93,7 +82,7 @@ pub(super) struct Master {
     pub(super) admin: Option<AdminSocket>,
     pub(super) pid_file: Option<(PathBuf, PidFile)>,
     wishes: Vec<Wish>,
-    running: Option<Running>,
+    pub(super) running: Option<Running>,
     pub(super) retiring: Option<Retiring>,
     pub(super) respawn: Respawn,
     pub(super) last_reload: Option<LastReload>,
@@ -101,6 +90,10 @@ pub(super) struct Master {
     pub(super) generation: u64,
     pub(super) began: Instant,
     ending: Ending,
+    /// A worker was told to serve and has not said yet that it does.
+    pub(super) electing: bool,
+    /// The end that waits for that.
+    postponed: bool,
 }
 
 /// Runs the daemon to its end; `ready` is called once it serves.
@@ -121,7 +114,7 @@ pub fn run(options: Options, ready: impl FnOnce()) -> Result<(), MasterError> {
 
 impl Master {
     /// The master with its first generation serving.
-    pub(super) fn first(options: Options, blank: Blank, prepared: Prepared) -> Result<Self, MasterError> {
+    pub(super) async fn first(options: Options, blank: Blank, prepared: Prepared) -> Result<Self, MasterError> {
         let mut master = Self {
             options,
             blank,
@@ -142,11 +135,14 @@ impl Master {
             generation: 1,
             began: Instant::now(),
             ending: Ending::No,
+            electing: false,
+            postponed: false,
         };
         for warning in &prepared.warnings {
             master.show(Severity::Warning, warning);
         }
-        master.commit(prepared)?;
+        let elected = master.elect(prepared)?.serving().await.map_err(|(_, error)| error)?;
+        master.commit(elected)?;
         master
             .say(Severity::Notice, &format!("proxy {} serves, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
         supervisor::started("generation 1 serves");
@@ -163,15 +159,12 @@ impl Master {
         let mut transaction: Option<Transaction> = None;
         while self.ending == Ending::No || !self.workers.is_empty() {
             if transaction.is_none() {
-                transaction = self.next_plan().map(|plan| Box::pin(prepare(plan)) as Transaction);
+                transaction = self.next_plan().map(|plan| Box::pin(preparing(plan)) as Transaction);
             }
             let deadline = self.next_deadline();
             tokio::select! {
                 event = receiver.recv() => if let Some(event) = event { self.handle(event) },
-                result = conclusion(&mut transaction) => {
-                    transaction = None;
-                    self.conclude(result);
-                }
+                result = conclusion(&mut transaction) => transaction = self.advance(result),
                 () = until(deadline) => self.on_deadline(),
             }
             self.blank.memory.set_lives(self.workers.lives());
@@ -189,10 +182,6 @@ impl Master {
             Event::GiveSockets(stream) => self.give_sockets(stream),
             Event::Refused(message) => self.say(Severity::Warning, &message),
             Event::Worker(generation, FromWorker::LogLost(target)) => self.log_sockets.lost(generation, target),
-            Event::Worker(generation, FromWorker::Serving) => {
-                self.workers.relieve(generation, self.bundle.reload.max_old);
-                self.retiring.iter_mut().for_each(Retiring::relieved);
-            }
             Event::Worker(generation, FromWorker::Draining) => self.accepts_no_more(generation),
             Event::Worker(..) => {}
             Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
@@ -290,57 +279,12 @@ impl Master {
         (mode, now.into_iter().filter_map(|wish| wish.caller).collect())
     }
 
-    fn conclude(&mut self, result: Result<Prepared, Failed>) {
-        let Some(running) = self.running.take() else { return };
-        let committed = result.and_then(|prepared| {
-            let warnings = prepared.warnings.clone();
-            let retiring = self.commit(prepared).map_err(|error| (Outcome::RolledBack, error))?;
-            Ok((warnings, retiring))
-        });
-        let took = running.began.elapsed();
-        let mut retiring = Vec::new();
-        let (outcome, message, answer) = match committed {
-            Ok((warnings, old)) => {
-                retiring = old;
-                let text = format!("generation {} serves after {} ms", self.generation, took.as_millis());
-                let mut answer = Answer::new(Outcome::Applied, text.clone());
-                answer.warnings = warnings;
-                (Outcome::Applied, text, answer)
-            }
-            Err((outcome, error)) => {
-                let mut answer = Answer::new(outcome, error.chain());
-                answer.brief = Some(error.brief());
-                (outcome, error.brief(), answer)
-            }
-        };
-        if outcome != Outcome::Applied && !self.workers.any_serving() {
-            self.respawn.failed(Instant::now());
+    /// A transaction is over: what had to wait for its end happens now.
+    pub(super) fn catch_up(&mut self) {
+        self.electing = false;
+        if std::mem::take(&mut self.postponed) {
+            self.end(Ending::WhenDrained);
         }
-        if running.respawn {
-            self.blank.memory.count_reload(ReloadPath::Respawn, outcome.into(), took);
-            self.conclude_respawn(outcome, &message);
-            return;
-        }
-        let path = match running.mode {
-            ReloadMode::Handover => ReloadPath::Handover,
-            ReloadMode::Rebind => ReloadPath::Rebind,
-        };
-        self.blank.memory.count_reload(path, outcome.into(), took);
-        self.last_reload = Some(LastReload::new(outcome, running.mode, &message, took));
-        match outcome {
-            Outcome::Applied => {
-                self.say(Severity::Notice, &format!("reload: {message}"));
-                supervisor::ready(&message);
-            }
-            _ => {
-                let message = format!("reload failed, the old configuration goes on: {message}");
-                self.say(Severity::Error, &message);
-                supervisor::ready(&message);
-            }
-        }
-        let answering = Retiring::new(retiring, running.callers, answer);
-        self.retiring = Some(answering);
-        self.retired(0);
     }
 
     /// A worker has closed its listening sockets: as it was told, or because it could not help it.
@@ -357,20 +301,9 @@ impl Master {
     }
 
     /// A worker accepts no more (0: nobody new); the last one lets the callers of the reload go.
-    fn retired(&mut self, generation: u64) {
+    pub(super) fn retired(&mut self, generation: u64) {
         if let Some(retiring) = self.retiring.take_if(|retiring| retiring.retired(generation)) {
             retiring.finish();
-        }
-    }
-
-    fn conclude_respawn(&mut self, outcome: Outcome, message: &str) {
-        if outcome == Outcome::Applied {
-            self.say(Severity::Notice, &format!("respawn: {message}"));
-            supervisor::status(&format!("{message}; a worker had to be replaced"));
-        } else {
-            let message = format!("respawn failed, trying again: {message}");
-            self.say(Severity::Alert, &message);
-            supervisor::status(&message);
         }
     }
 
@@ -419,6 +352,11 @@ impl Master {
     }
 
     fn end(&mut self, ending: Ending) {
+        if self.electing && ending == Ending::WhenDrained {
+            // It may have clients already.
+            self.postponed = true;
+            return;
+        }
         let abandoned = listeners::abandoned(&self.listeners, &[]);
         if self.ending == Ending::No {
             supervisor::stopping();
@@ -481,13 +419,6 @@ impl Master {
             // Where stderr is closed nobody watches.
             let _ = writeln!(std::io::stderr(), "{message}");
         }
-    }
-}
-
-async fn conclusion(transaction: &mut Option<Transaction>) -> Result<Prepared, Failed> {
-    match transaction {
-        Some(transaction) => transaction.await,
-        None => std::future::pending().await,
     }
 }
 

@@ -19,6 +19,7 @@ mod start;
 mod status;
 mod supervisor;
 mod tickets;
+mod transaction;
 mod watchdog;
 mod workers;
 

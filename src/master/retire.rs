@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::admin::Answer;
-use super::spawn::READY_PATIENCE;
 
 /// How long old workers get to close their listening sockets before the caller is answered anyway.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -21,12 +20,7 @@ pub(super) struct Retiring {
 
 impl Retiring {
     pub(super) fn new(generations: Vec<u64>, callers: Vec<oneshot::Sender<Answer>>, answer: Answer) -> Self {
-        Self { generations, callers, answer, deadline: Instant::now() + READY_PATIENCE + PATIENCE }
-    }
-
-    /// A new worker serves, and the old ones have been told to drain.
-    pub(super) fn relieved(&mut self) {
-        self.deadline = Instant::now() + PATIENCE;
+        Self { generations, callers, answer, deadline: Instant::now() + PATIENCE }
     }
 
     /// A worker accepts no more, or is gone. True when it was the last one.

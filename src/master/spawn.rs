@@ -71,6 +71,40 @@ impl Worker {
         self.kill.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
+    /// Waits until it does what it was told, and serves. Returns what it said beside that.
+    pub(super) async fn serve(&self) -> Result<Vec<FromWorker>, MasterError> {
+        let mut said = Vec::new();
+        loop {
+            let received = tokio::time::timeout(READY_PATIENCE, self.channel.recv::<FromWorker>()).await;
+            match received.map_err(|_elapsed| MasterError::WorkerIdle(READY_PATIENCE.as_secs()))?? {
+                None => return Err(MasterError::WorkerDied),
+                Some((FromWorker::Serving, _)) => return Ok(said),
+                Some((FromWorker::Failed(reason), _)) => return Err(MasterError::WorkerFailed(reason)),
+                Some((message, _)) => said.push(message),
+            }
+        }
+    }
+
+    /// From now on what it says becomes events, and what it has said already.
+    pub(super) fn listen(&self, said: Vec<FromWorker>, events: &mpsc::UnboundedSender<Event>) {
+        let (channel, generation, events) = (Arc::clone(&self.channel), self.generation, events.clone());
+        tokio::spawn(async move {
+            let mut waiting = said.into_iter();
+            loop {
+                let message = match waiting.next() {
+                    Some(message) => message,
+                    None => match channel.recv::<FromWorker>().await {
+                        Ok(Some((message, _fds))) => message,
+                        Ok(None) | Err(_) => return,
+                    },
+                };
+                if events.send(Event::Worker(generation, message)).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
     /// Gives it an order. A worker that is gone is noticed by its end, not here.
     pub(super) fn tell(&self, order: &ToWorker) {
         let _ = self.channel.send(order, &[]);
@@ -89,7 +123,7 @@ pub(super) struct Orders<'a> {
     pub(super) listeners: Vec<(ListenerOwner, BorrowedFd<'a>)>,
 }
 
-/// Starts a worker and waits until it could serve. Its later messages and its end become events.
+/// Starts a worker and waits until it could serve. Its end becomes an event.
 pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Event>) -> Result<Worker, MasterError> {
     fault::strike(Step::Spawn).map_err(|error| MasterError::Spawn(error.into()))?;
     let (channel, theirs) = Channel::pair()?;
@@ -116,14 +150,6 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
     }
     await_ready(&channel).await?;
     let channel = Arc::new(channel);
-    let (listening, sender) = (Arc::clone(&channel), events.clone());
-    tokio::spawn(async move {
-        while let Ok(Some((message, _fds))) = listening.recv::<FromWorker>().await {
-            if sender.send(Event::Worker(generation, message)).is_err() {
-                return;
-            }
-        }
-    });
     let (kill, killed) = oneshot::channel();
     tokio::spawn(reap(child, killed, generation, events.clone()));
     let since = Instant::now();

@@ -89,7 +89,7 @@ pub(super) async fn start(
     };
     let blank = lifecycle::Blank::of(&plan, memory, tickets);
     let prepared = prepare(plan).await.map_err(|(_, error)| error)?;
-    let master = lifecycle::Master::first(options, blank, prepared)?;
+    let master = lifecycle::Master::first(options, blank, prepared).await?;
     if let Some(lack) = memfd_is_missing() {
         master.say(Severity::Warning, lack);
     }

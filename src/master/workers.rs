@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
-use super::spawn::{READY_PATIENCE, State, Worker};
+use super::spawn::{State, Worker};
 use super::status::Generation;
 use super::watchdog::STALL_PATIENCE;
+use crate::config::Reload;
 use crate::handoff::Channel;
 use crate::handoff::messages::ToWorker;
 use crate::stats::{LANES, Memory};
@@ -39,38 +40,27 @@ impl Workers {
         (0..LANES).find(|lane| self.alive.iter().all(|worker| worker.lane != *lane))
     }
 
-    /// The new worker is told to serve. Nobody else is told anything before it says that it does: one
-    /// that dies or hangs right now leaves somebody who accepts.
+    /// A new worker serves: older ones send it what is idle and drain, more than `max-old` of them end the oldest.
+    /// Nobody was told before: one that had died or hung instead would have left somebody who accepts.
     /// Nobody else has the listening sockets at the places `abandoned`.
-    /// Returns the generations that will have to stop accepting.
-    pub(super) fn promote(&mut self, mut worker: Worker, abandoned: &[usize], hard_stop_after: Duration) -> Vec<u64> {
-        worker.tell(&ToWorker::Serve);
+    /// Returns the generations that have to stop accepting.
+    pub(super) fn promote(&mut self, mut worker: Worker, abandoned: &[usize], settings: &Reload) -> Vec<u64> {
         worker.state = State::Serving;
-        worker.deadline = Instant::now().checked_add(READY_PATIENCE);
         for old in self.alive.iter_mut().filter(|old| old.state == State::Serving) {
             old.state = State::Draining;
-            old.deadline = None;
+            let hard_stop_after = settings.hard_stop_after;
             old.relief = Some(ToWorker::Drain { abandoned: abandoned.to_vec(), hard_stop_after });
         }
         let waiting = self.alive.iter().filter(|old| old.relief.is_some()).map(|old| old.generation).collect();
-        self.alive.push(worker);
-        waiting
-    }
-
-    /// A worker says that it serves: older ones send it what is idle and drain; more than `max_old` of
-    /// them end the oldest.
-    pub(super) fn relieve(&mut self, generation: u64, max_old: usize) {
-        let Some(place) = self.alive.iter().position(|worker| worker.generation == generation) else { return };
-        let (older, newer) = self.alive.split_at_mut(place);
-        let Some(worker) = newer.first_mut().filter(|worker| worker.state == State::Serving) else { return };
-        worker.deadline = None;
-        for old in older.iter_mut().filter(|old| old.state != State::Stopping) {
-            connect(old, worker);
+        for old in self.alive.iter_mut().filter(|old| old.state != State::Stopping) {
+            connect(old, &worker);
             start_draining(old);
         }
-        let draining: Vec<_> = older.iter_mut().filter(|worker| worker.state == State::Draining).collect();
-        let surplus = draining.len().saturating_sub(max_old);
+        let draining: Vec<_> = self.alive.iter_mut().filter(|old| old.state == State::Draining).collect();
+        let surplus = draining.len().saturating_sub(settings.max_old);
         draining.into_iter().take(surplus).for_each(stop);
+        self.alive.push(worker);
+        waiting
     }
 
     /// Everybody who accepts drains, and empties the queues that are abandoned.
@@ -95,10 +85,7 @@ impl Workers {
 
     /// Whose heartbeats count: who serves, and who was found stalled.
     pub(super) fn watched(&mut self) -> impl Iterator<Item = &mut Worker> {
-        self.alive.iter_mut().filter(|worker| {
-            // Who was just told to serve has a deadline for that.
-            worker.state == State::Serving && worker.deadline.is_none() || worker.stalled
-        })
+        self.alive.iter_mut().filter(|worker| worker.state == State::Serving || worker.stalled)
     }
 
     /// Gives everybody an order.
@@ -134,14 +121,13 @@ impl Workers {
         self.alive.iter().filter_map(|worker| worker.deadline).min()
     }
 
-    /// Kills who was told to end or to serve and has not; says so.
+    /// Kills who was told to end and has not; says so.
     pub(super) fn kill_overdue(&mut self, now: Instant) -> Vec<String> {
         let overdue = self.alive.iter_mut().filter(|worker| worker.deadline.is_some_and(|deadline| deadline <= now));
         overdue
             .map(|worker| {
                 worker.kill();
-                let order = if worker.state == State::Serving { "serve" } else { "end" };
-                format!("worker {} did not {order} in time and is killed", worker.pid)
+                format!("worker {} did not end in time and is killed", worker.pid)
             })
             .collect()
     }

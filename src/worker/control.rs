@@ -43,7 +43,7 @@ pub fn run(channel: Channel) -> Result<(), WorkerError> {
         .and_then(|()| inherit(&channel))
         .and_then(|inheritance| start(&channel, inheritance));
     match served {
-        Ok(worker) => runtime.block_on(worker.follow(&channel)),
+        Ok((worker, leaving)) => runtime.block_on(worker.follow(&channel, leaving)),
         Err(error) => {
             // The master may be gone, which is then the reason already.
             let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
@@ -70,7 +70,6 @@ struct Worker {
     /// Listening sockets.
     queues: usize,
     departure: Departure,
-    leaving: mpsc::UnboundedReceiver<Leaving>,
     successor: watch::Sender<Option<Arc<Channel>>>,
     tickets: Arc<TicketKeys>,
     logger: Logger,
@@ -78,10 +77,14 @@ struct Worker {
     bundle: Arc<Bundle>,
 }
 
+/// What a thread reports once.
+type Told = oneshot::Receiver<std::io::Result<()>>;
+
 /// The serving threads.
 struct Crew {
     threads: Vec<JoinHandle<()>>,
-    ready: Vec<oneshot::Receiver<std::io::Result<()>>>,
+    ready: Vec<Told>,
+    serving: Vec<Told>,
     arrivals: Vec<mpsc::UnboundedSender<Arrival>>,
     /// Closes when the last thread ends.
     ended: mpsc::Receiver<()>,
@@ -89,7 +92,10 @@ struct Crew {
     accepting: mpsc::Receiver<()>,
 }
 
-fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, WorkerError> {
+/// What the threads give up comes out of here.
+type Way = mpsc::UnboundedReceiver<Leaving>;
+
+fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Way), WorkerError> {
     let Inheritance { start, bundle, memory, log_sockets, listeners } = inheritance;
     drop_privileges(&start)?;
     let reporter = Arc::clone(channel);
@@ -123,18 +129,23 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<Worker, Wor
     };
     let crew = muster(&shared, &listeners).map_err(WorkerError::Thread)?;
     let (queues, successor) = (listeners.len(), watch::channel(None).0);
-    Ok(Worker { orders, crew, queues, departure, leaving, successor, tickets, logger, log_thread, bundle })
+    Ok((Worker { orders, crew, queues, departure, successor, tickets, logger, log_thread, bundle }, leaving))
 }
 
 impl Crew {
     /// Waits until every thread could serve.
     async fn ready(&mut self) -> Result<(), WorkerError> {
-        for told in std::mem::take(&mut self.ready) {
-            let result = told.await.unwrap_or_else(|_gone| Err(std::io::Error::other("a thread ended at once")));
-            result.map_err(WorkerError::Thread)?;
-        }
+        all_well(&mut self.ready).await?;
         fault::strike(Step::Ready).map_err(|source| WorkerError::Step { step: "reporting it", source })
     }
+}
+
+async fn all_well(reports: &mut Vec<Told>) -> Result<(), WorkerError> {
+    for told in std::mem::take(reports) {
+        let result = told.await.unwrap_or_else(|_gone| Err(std::io::Error::other("a thread ended at once")));
+        result.map_err(WorkerError::Thread)?;
+    }
+    Ok(())
 }
 
 /// Starts the threads, each with its own descriptors of the listening sockets.
@@ -142,27 +153,35 @@ fn muster(shared: &Shared, listeners: &[(ListenerOwner, OwnedFd)]) -> std::io::R
     fault::strike(Step::Threads)?;
     let (ending, ended) = mpsc::channel(1);
     let (acceptor, accepting) = mpsc::channel(1);
-    let mut crew = Crew { threads: Vec::new(), ready: Vec::new(), arrivals: Vec::new(), ended, accepting };
+    let (mut threads, mut ready, mut serving, mut arrivals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for number in 0..shared.threads {
         let mut own = Vec::with_capacity(listeners.len());
         for (owner, listener) in listeners {
             own.push((*owner, listener.try_clone()?));
         }
-        let (arrival, arrivals) = mpsc::unbounded_channel();
-        let setup =
-            Setup { shared: shared.clone(), number, listeners: own, arrivals, accepting: Some(acceptor.clone()) };
-        let (tell, told) = oneshot::channel();
+        let (arrival, arriving) = mpsc::unbounded_channel();
+        let (tell_ready, told_ready) = oneshot::channel();
+        let (tell_serving, told_serving) = oneshot::channel();
+        let setup = Setup {
+            shared: shared.clone(),
+            number,
+            listeners: own,
+            arrivals: arriving,
+            accepting: Some(acceptor.clone()),
+            serving: tell_serving,
+        };
         let ending = ending.clone();
         let thread = std::thread::Builder::new().name(format!("serve-{number}")).spawn(move || {
-            thread::run(setup, tell);
+            thread::run(setup, tell_ready);
             // Kept until here: the channel closes when the last thread ends.
             drop(ending);
         });
-        crew.threads.push(thread?);
-        crew.ready.push(told);
-        crew.arrivals.push(arrival);
+        threads.push(thread?);
+        ready.push(told_ready);
+        serving.push(told_serving);
+        arrivals.push(arrival);
     }
-    Ok(crew)
+    Ok(Crew { threads, ready, serving, arrivals, ended, accepting })
 }
 
 fn acceptors(bundle: &Bundle, keys: &Arc<TicketKeys>) -> Result<Vec<Option<TlsAcceptor>>, WorkerError> {
@@ -183,21 +202,26 @@ fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Limits> {
 }
 
 impl Worker {
-    async fn follow(mut self, channel: &Channel) -> Result<(), WorkerError> {
+    async fn follow(mut self, channel: &Channel, leaving: Way) -> Result<(), WorkerError> {
         if let Err(error) = self.crew.ready().await {
             // The master may be gone, which is then the reason already.
             let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
             return Err(error);
         }
-        let leaving = std::mem::replace(&mut self.leaving, Departure::new().1);
         tokio::spawn(moving::send_all(leaving, self.successor.subscribe()));
         channel.send(&FromWorker::Ready, &[])?;
         let (mut hard_stop, mut accepting) = (None, true);
         loop {
             tokio::select! {
                 message = channel.recv::<ToWorker>() => match message {
-                    Ok(Some((message, fds))) => match self.obey(channel, message, fds.into_iter().next()) {
-                        Followed::Serve => {}
+                    Ok(Some((ToWorker::Serve, _))) => if let Err(error) = self.begin(channel).await {
+                        // A master that is gone is noticed by nobody then.
+                        let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
+                        self.end().await;
+                        return Err(error);
+                    },
+                    Ok(Some((message, fds))) => match self.obey(message, fds.into_iter().next()) {
+                        Followed::On => {}
                         Followed::Drain(limit) => hard_stop = Some(limit),
                         Followed::Stop => break,
                     },
@@ -215,6 +239,8 @@ impl Worker {
                 },
                 _ = self.crew.accepting.recv(), if accepting => {
                     accepting = false;
+                    // Only crashing and hanging are meant for this step.
+                    let _ = fault::strike(Step::Drained);
                     // A master that is gone is noticed by the next receive.
                     let _ = channel.send(&FromWorker::Draining, &[]);
                 }
@@ -226,18 +252,21 @@ impl Worker {
         Ok(())
     }
 
-    fn obey(&self, channel: &Channel, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
+    /// Has every thread accept, and says so once they do: from then on an older worker can be spared.
+    async fn begin(&mut self, channel: &Channel) -> Result<(), WorkerError> {
+        fault::strike(Step::Serve).map_err(|source| WorkerError::Step { step: "serving", source })?;
+        self.orders.send_replace(Order::Serve);
+        all_well(&mut self.crew.serving).await?;
+        // A master that is gone is noticed by the next receive.
+        let _ = channel.send(&FromWorker::Serving, &[]);
+        Ok(())
+    }
+
+    fn obey(&self, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
         match (message, fd) {
-            (ToWorker::Serve, _) => {
-                if let Err(error) = fault::strike(Step::Serve) {
-                    self.logger.event(Severity::Critical, &format!("cannot serve: {error}"));
-                    return Followed::Stop;
-                }
-                self.orders.send_replace(Order::Serve);
-                // A master that is gone is noticed by the next receive.
-                let _ = channel.send(&FromWorker::Serving, &[]);
-            }
             (ToWorker::Drain { abandoned, hard_stop_after }, _) => {
+                // Only crashing and hanging are meant for this step.
+                let _ = fault::strike(Step::Drain);
                 let moving = self.successor.borrow().is_some();
                 self.orders.send_replace(Order::Drain { abandoned: abandoned.into(), moving });
                 return Followed::Drain(tokio::time::Instant::now() + hard_stop_after);
@@ -245,7 +274,7 @@ impl Worker {
             (ToWorker::Successor, Some(fd)) => {
                 let channel = Channel::from_fd(fd);
                 // Later, when all connections want to leave at once, there may be no descriptor left for it.
-                if channel.register().is_ok() {
+                if fault::strike(Step::Successor).is_ok() && channel.register().is_ok() {
                     self.successor.send_replace(Some(Arc::new(channel)));
                     self.departure.renew();
                     // A worker that drains already is told once more, and with it whoever still has to leave.
@@ -264,9 +293,9 @@ impl Worker {
             (ToWorker::LogSocket(target), Some(socket)) => self.logger.replace_socket(target, socket),
             (ToWorker::Stop, _) => return Followed::Stop,
             // The first messages come once; without its descriptor an order cannot be followed.
-            (ToWorker::Start(_) | ToWorker::Listeners(_), _) | (_, None) => {}
+            (ToWorker::Start(_) | ToWorker::Listeners(_) | ToWorker::Serve, _) | (_, None) => {}
         }
-        Followed::Serve
+        Followed::On
     }
 
     /// Ends connections, threads and log, in this order.
@@ -285,7 +314,7 @@ impl Worker {
 
 /// What an order means for the control loop.
 enum Followed {
-    Serve,
+    On,
     Drain(tokio::time::Instant),
     Stop,
 }

@@ -115,8 +115,12 @@ async fn send_batch<T: Clone, const EACH: usize>(
     message: fn(Vec<T>) -> Moving,
 ) -> Result<(), HandoffError> {
     let fds: Vec<_> = batch.iter().flat_map(|(_, sockets, _)| sockets.iter().map(|socket| socket.as_fd())).collect();
-    channel.send(&message(batch.iter().map(|(one, ..)| one.clone()).collect()), &fds)?;
     fault::strike(Step::Sending).map_err(HandoffError::Channel)?;
+    channel.send(&message(batch.iter().map(|(one, ..)| one.clone()).collect()), &fds)?;
+    if fault::strike(Step::Sent).is_err() {
+        // As whenever the answer cannot be waited for.
+        channel.shut();
+    }
     let moved = answer(channel).await?;
     for (place, (_, _, tell)) in batch.into_iter().enumerate() {
         // A connection that was ended meanwhile needs no answer.

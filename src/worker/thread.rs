@@ -20,7 +20,7 @@ use super::moving::Arrival;
 use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{ListenerOwner, Slots};
-use crate::logging::{Logger, Severity};
+use crate::logging::Logger;
 use crate::proxy::{self, Departure, Site, TICK, Thread, Timers};
 use crate::stats::{self, Memory, StatsPage};
 use crate::tls::ClientSettings;
@@ -94,6 +94,8 @@ pub struct Setup {
     pub arrivals: mpsc::UnboundedReceiver<Arrival>,
     /// Held for as long as it may still accept.
     pub accepting: Option<mpsc::Sender<()>>,
+    /// Told when it accepts.
+    pub serving: oneshot::Sender<io::Result<()>>,
 }
 
 /// Runs the thread to its end; `ready` is told as soon as it could serve.
@@ -135,7 +137,7 @@ impl Drop for OpenGuard {
 }
 
 async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
-    let Setup { mut shared, number, listeners, arrivals, accepting } = setup;
+    let Setup { mut shared, number, listeners, arrivals, accepting, serving: accepts } = setup;
     let thread = Rc::new(Thread {
         bundle: Arc::clone(&shared.bundle),
         timers: Timers::default(),
@@ -158,9 +160,12 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
     let _ = shared.orders.wait_for(|order| *order != Order::Wait).await;
     let mut serving = Serving { thread, backends, sites, open: Rc::default(), shared, arrivals, accepting };
     if let Err(error) = serving.listen(listeners) {
-        serving.thread.logger.event(Severity::Critical, &format!("a thread cannot listen: {error}"));
+        // The receiver is gone only when the worker is ending anyway.
+        let _ = accepts.send(Err(error));
         return;
     }
+    // The receiver is gone only when the worker is ending anyway.
+    let _ = accepts.send(Ok(()));
     let beat = u32::try_from(number).ok().and_then(|number| serving.shared.memory.beat(serving.shared.lane, number));
     tokio::task::spawn_local(sweep(Rc::clone(&serving.thread), serving.backends.clone(), beat));
     serving.follow().await;
