@@ -10,6 +10,7 @@ use std::process::Command;
 
 use support::client::get;
 use support::origin::Origin;
+use support::tls::TlsClient;
 use support::{PROXY, Site, code, text};
 
 /// A command under Linux 3.13's system calls (`tests/support/old-kernel`).
@@ -27,6 +28,29 @@ fn the_filter_of_these_tests_takes_memfd_away() {
         command
     });
     assert_eq!(text(&output.stdout), "-1 38", "{}", text(&output.stderr));
+}
+
+#[test]
+#[ignore = "needs root; .ci/run runs it"]
+fn promise_40_a_kernel_without_getrandom_has_tls_in_a_chroot() {
+    assert!(nix::unistd::geteuid().is_root(), "a chroot needs root");
+    let (origin, jail) = (Origin::named("here"), tempfile::tempdir().unwrap());
+    let jail = jail.path().display();
+    let more = format!(
+        "[frontend.web.tls]\ncertificates = [\"{{dir}}/cert.pem\"]\n[global]\nuser = \"nobody\"\nchroot = \"{jail}\""
+    );
+    let site = Site::proxying(&[origin.address], &more);
+    support::certificate(site.folder.path(), "cert.pem", &["localhost"]);
+    let mut command = on_linux_3_13(PROXY);
+    command.arg("run").arg("-f").arg(site.config());
+    let _daemon = site.launch_command(command).unwrap();
+    let client = TlsClient::new(rustls::ALL_VERSIONS);
+    for _ in 0..2 {
+        assert!(client.get(site.address(), "localhost").response.text().contains("here"));
+        let reload = site.proxy(&["reload-socket"]);
+        assert_eq!(code(&reload), 0, "{}", support::text(&reload.stderr));
+    }
+    assert_eq!(site.status()["reloads"]["respawns"], 0);
 }
 
 #[test]

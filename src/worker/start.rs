@@ -77,6 +77,14 @@ fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(Listener
     Ok(listeners)
 }
 
+/// Without getrandom(2) (Linux 3.17) random bytes come from a device that a chroot does not have, but who has it open
+/// keeps it: the TLS library's and the standard library's.
+fn open_randomness() {
+    // Where there are none, the first one who needs them says so.
+    let _ = aws_lc_rs::rand::fill(&mut [0]);
+    let _ = std::hash::RandomState::new();
+}
+
 /// Becomes the configured user inside the configured directory; nothing when not asked to. Who is not root then has no
 /// capability left. Those belong to a thread: no other may have been started.
 ///
@@ -85,6 +93,7 @@ fn receive_listeners(channel: &Channel, expected: usize) -> Result<Vec<(Listener
 pub fn drop_privileges(start: &Start) -> Result<(), WorkerError> {
     let failed = |step| move |source| WorkerError::Privileges { step, source };
     fault::strike(Step::Privileges).map_err(failed("chroot"))?;
+    open_randomness();
     if let Some(directory) = &start.chroot {
         chroot(directory.as_str()).map_err(failed("chroot"))?;
         chdir("/").map_err(failed("chdir"))?;
