@@ -1,16 +1,20 @@
 # shellcheck shell=bash
-# Booted roots and load: what every scenario uses. Sourced by `run`, which sets CACHE, WORK and PATH of the packages.
+# Booted roots and load: what every scenario uses. Sourced by `run`, which sets CACHE, WORK and the folder PACKAGES.
 
 readonly COMMON=rsyslog,logrotate,iproute2,curl,apache2-utils,wrk,adduser,procps
 # With its port: a minbase root knows no names of ports, and wrk asks.
 readonly URL=https://127.0.0.1:443/
 readonly USERS=20
 
-KIND='' SUITE='' INIT='' ROOT='' TARBALL='' NSPAWN='' LEADER='' LOAD='' ROWS='' WRONG=0
+KIND='' SUITE='' INIT='' PACKAGES='' ROOT='' TARBALL='' NSPAWN='' LEADER='' LOAD='' WRONG=0
 
 die() {
     echo "tests/system/run: $*" >&2
     exit 1
+}
+
+note() {
+    echo "$KIND: $*"
 }
 
 # What a step was to show and did not; the rest still runs.
@@ -39,36 +43,44 @@ within() {
         HOME=/root LC_ALL=C DEBIAN_FRONTEND=noninteractive "$@" </dev/null
 }
 
+# Ends this system's life with what it says about itself.
+give_up() {
+    if [[ $INIT == systemd ]]; then
+        within journalctl --no-pager -n 40 >&2 || :
+    else
+        within tail -n 40 /var/log/proxy.log /var/log/daemon.log >&2 || :
+    fi
+    die "$KIND: $*"
+}
+
 # Waits for a command to succeed, a minute at most.
 eventually() {
     local what=$1 began=$SECONDS
     shift
     until "$@" >/dev/null 2>&1; do
-        ((SECONDS - began < 60)) || die "$KIND: not within 60 s: $what"
+        ((SECONDS - began < 60)) || give_up "not within 60 s: $what"
         sleep 0.1
     done
 }
 
 bare_root() {
-    local include exclude
+    local include
     case $INIT in
-        systemd) include=systemd-sysv,dbus exclude=sysvinit-core ;;
-        sysvinit) include=sysvinit-core,sysv-rc,initscripts,orphan-sysvinit-scripts,lsb-base exclude=systemd-sysv ;;
+        systemd) include=systemd-sysv,dbus ;;
+        sysvinit) include=sysvinit-core,sysv-rc,initscripts,orphan-sysvinit-scripts,lsb-base ;;
     esac
     # Another list of packages is another root.
     TARBALL=$CACHE/$KIND-$(cksum <<<"$include,$COMMON" | cut -d ' ' -f 1).tar
     [[ ! -f $TARBALL ]] || return 0
-    echo "== $KIND: debootstrap"
-    debootstrap --variant=minbase "--include=$include,$COMMON" "--exclude=$exclude" "$SUITE" "$ROOT" \
-        ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$WORK/debootstrap.log" 2>&1 || {
-        tail -n 20 "$WORK/debootstrap.log" >&2
-        die "debootstrap of $SUITE failed"
-    }
-    rm -f "$ROOT"/var/cache/apt/archives/*.deb
+    local began=$SECONDS
     mkdir -p "$CACHE"
-    tar -C "$ROOT" -cf "$TARBALL.new" .
-    mv "$TARBALL.new" "$TARBALL"
-    rm -rf --one-file-system "$ROOT"
+    mmdebstrap --variant=minbase "--include=$include,$COMMON" "$SUITE" "$TARBALL.new.tar" \
+        ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$WORK/mmdebstrap.log" 2>&1 || {
+        tail -n 20 "$WORK/mmdebstrap.log" >&2
+        die "$KIND: no root could be made"
+    }
+    mv "$TARBALL.new.tar" "$TARBALL"
+    note "its root was made in $((SECONDS - began)) s"
 }
 
 booted() {
@@ -113,9 +125,9 @@ boot() {
     mkdir "$ROOT"
     tar -C "$ROOT" -xf "$TARBALL"
     origins >"$ROOT/usr/local/bin/origins"
-    cp "$WORK"/*.deb "$ROOT/root/"
+    cp "$PACKAGES"/*.deb "$ROOT/root/"
     SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$ROOT" --boot --private-network --register=no \
-        --keep-unit --console=pipe </dev/null >"$WORK/$KIND.console" 2>&1 &
+        --keep-unit --console=pipe </dev/null >"$WORK/console" 2>&1 &
     NSPAWN=$!
     settle ''
 }
@@ -176,7 +188,7 @@ service() {
 apt_get() {
     within apt-get -y "$@" >"$WORK/apt" 2>&1 || {
         cat "$WORK/apt" >&2
-        die "$KIND: apt-get $*"
+        give_up "apt-get $*"
     }
     # Dpkg warns of folders that it shares with others where /lib is not yet a link.
     if grep -iE '^(warning|error)|^(invoke-rc.d|dpkg): ' "$WORK/apt" |
@@ -255,6 +267,6 @@ step() {
     else
         limit=any
     fi
-    ROWS+="$KIND|$title|$requests|$failed|$limit|$took"$'\n'
-    echo "   $title: $failed of $requests failed"
+    echo "$KIND|$title|$requests|$failed|$limit|$took" >>"$WORK/rows"
+    note "$title: $failed of $requests failed"
 }

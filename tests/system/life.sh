@@ -26,7 +26,7 @@ sampled() {
     within rm -f /run/sampling
     wait "$sampling" || :
     cat "$WORK/samples"
-    echo "   MAINPID and pid file: $(within sh -c 'wc -l </run/samples') samples" >>"$WORK/notes"
+    echo "MAINPID and pid file: $(within sh -c 'wc -l </run/samples') samples"
     [[ $outcome == 0 && ! -s $WORK/samples && $(within sh -c 'wc -l </run/samples') -gt 10 ]]
 }
 
@@ -79,6 +79,15 @@ master_other_than() {
     [[ $(master) != "$1" ]] && serves
 }
 
+# Held still as a whole, as by a debugger or a disk that does not answer: its successor takes the queue, it is killed.
+stalled_worker() {
+    local worker
+    worker=$(worker)
+    within kill -STOP "$worker" || return
+    eventually 'another worker' worker_other_than "$worker"
+    eventually 'an end of the stalled one' within sh -c "! kill -0 $worker"
+}
+
 broken_reload() {
     local pid code=0
     pid=$(master)
@@ -95,8 +104,35 @@ broken_reload() {
 install_over() {
     local pid
     pid=$(master)
-    within apt-get install -y --reinstall "/root/$1" || return
+    within apt-get install -y --reinstall --allow-downgrades "/root/$1" || return
     [[ $(master) == "$pid" ]] && serves && service reload && [[ $(master) == "$pid" ]]
+}
+
+# What dpkg calls of a package when something else has failed, or another one wants its place: no daemon is touched.
+unusual_calls() {
+    local pid call
+    pid=$(master)
+    for call in 'prerm upgrade 9' 'prerm failed-upgrade 9' 'prerm deconfigure in-favour other 1' 'postrm upgrade 9' \
+        'postrm failed-upgrade 9' 'postrm abort-install' 'postrm abort-upgrade 9' 'postinst abort-upgrade 9' \
+        'postinst abort-deconfigure in-favour other 1' 'postinst abort-remove'; do
+        # shellcheck disable=SC2086
+        within env DPKG_MAINTSCRIPT_PACKAGE=proxy /var/lib/dpkg/info/proxy.$call || {
+            echo "proxy.$call failed"
+            return 1
+        }
+    done
+    [[ $(master) == "$pid" ]] && serves
+}
+
+# Fresh sockets beside the old ones: the one command that may lose somebody, where the kernel does not help.
+rebinds() {
+    local pid
+    pid=$(master)
+    for ((count = 0; count < $1; count++)); do
+        within service proxy reload || return
+        sleep 0.2
+    done
+    within service proxy force-reload && [[ $(master) == "$pid" ]]
 }
 
 stale_pid_files() {
@@ -178,7 +214,7 @@ confined() {
     [[ $SUITE != bullseye ]] || return 0
     expect 'the unit is confined' within systemd-analyze security --offline=true --threshold=20 --no-pager \
         /lib/systemd/system/proxy.service >"$WORK/confined"
-    tail -n 1 "$WORK/confined"
+    note "$(tail -n 1 "$WORK/confined")"
 }
 
 # Everything, where the root is one to test in full.
@@ -189,13 +225,20 @@ full_life() {
     if [[ $INIT == systemd ]]; then
         step 'service proxy reload-socket beside systemctl reload' 0 reload_socket_beside_systemd
     fi
+    if [[ $INIT == sysvinit ]]; then
+        step '20 times reload (rebind)' - rebinds 20
+    fi
     # What the worker was answering goes with it, at most one request of each user; nobody else notices.
     step 'kill -9 of the worker' "$USERS" kill_worker
+    step 'a worker stands still' "$USERS" stalled_worker
     step 'reload of a broken file' 0 broken_reload
     step 'the same package again' 0 install_over proxy.deb
     step 'a next version' 0 sampled upgrade
+    step 'a next version that cannot be unpacked' 0 stubborn_upgrade
+    step 'maintainer scripts of what failed' 0 unusual_calls
     step 'a next version that cannot run' 0 unusable_upgrade
     step 'a next version that refuses the configuration' 0 refused_upgrade
+    step 'the first version again' 0 install_over proxy.deb
     step 'restart' - service restart
     expect 'it serves after the restart' serves
     step 'kill -9 of the master' - kill_master
@@ -203,7 +246,6 @@ full_life() {
 }
 
 life() {
-    echo "== $KIND"
     boot
     inventory >"$WORK/before"
     installed_but_forbidden

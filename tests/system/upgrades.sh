@@ -1,14 +1,20 @@
 # shellcheck shell=bash
-# Next versions of the package: one that works, one whose program cannot run, one that refuses the configuration.
+# Next versions of the package: one that works, one that cannot be unpacked, one whose program cannot run, one that
+# refuses the configuration.
 # Sourced by `run`.
 
-# next.deb, unusable.deb, refusing.deb and mended.deb, each a later version than the one before.
+# next.deb, stubborn.deb, unusable.deb, refusing.deb and mended.deb, each a later version than the one before.
 next_packages() {
     local name number=0
     dpkg-deb -R "$WORK/proxy.deb" "$WORK/unpacked"
     cp "$WORK/unpacked/usr/sbin/proxy" "$WORK/program"
-    for name in next unusable refusing mended; do
+    for name in next stubborn unusable refusing mended; do
         number=$((number + 1))
+        rm -f "$WORK/unpacked/DEBIAN/preinst"
+        if [[ $name == stubborn ]]; then
+            printf '#!/bin/sh\nexit 1\n' >"$WORK/unpacked/DEBIAN/preinst"
+            chmod +x "$WORK/unpacked/DEBIAN/preinst"
+        fi
         sed -i "s/^\(Version: [^+]*\).*/\1+$number/" "$WORK/unpacked/DEBIAN/control"
         "program_of_$name" >"$WORK/unpacked/usr/sbin/proxy"
         dpkg-deb --root-owner-group -Zgzip -z1 -b "$WORK/unpacked" "$WORK/$name.deb" >/dev/null
@@ -17,6 +23,10 @@ next_packages() {
 }
 
 program_of_next() {
+    cat "$WORK/program"
+}
+
+program_of_stubborn() {
     cat "$WORK/program"
 }
 
@@ -43,6 +53,16 @@ upgrade() {
     pid=$(master)
     within apt-get install -y /root/next.deb || return
     [[ $(master) == "$pid" ]] && serves && runs_what_is_installed && service reload && [[ $(master) == "$pid" ]]
+}
+
+# Dpkg takes everything back; the version before is installed and runs.
+stubborn_upgrade() {
+    local pid
+    pid=$(master)
+    ! within apt-get install -y /root/stubborn.deb || return
+    # shellcheck disable=SC2016
+    [[ $(within dpkg-query -W -f '${Status}' proxy) == 'install ok installed' ]] || return
+    [[ $(master) == "$pid" ]] && serves && runs_what_is_installed
 }
 
 unusable_upgrade() {
