@@ -13,7 +13,7 @@ use serde_json::Value;
 use support::client::{Client, get};
 use support::load::{self, Load};
 use support::origin::Origin;
-use support::{PATIENCE, Port, Site, children, code, generation, pid, serving};
+use support::{PATIENCE, Port, Site, children, code, generation, pid, serving, text};
 
 /// Waits until new connections get an answer: the old worker may take a few before it reads its order to drain.
 fn await_answer(address: SocketAddr, wanted: &str) {
@@ -274,4 +274,15 @@ fn concurrent_reloads_are_all_answered_and_the_waiting_ones_share_a_generation()
     }
     let now = site.status()["reloads"]["applied"].as_u64().unwrap();
     assert_eq!(now - applied, 1, "ten waiting reloads are one generation");
+}
+
+#[test]
+fn promise_40_a_rebind_says_what_it_may_cost_on_this_kernel() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "");
+    let _daemon = site.start();
+    let said = |mode: &str| text(&site.proxy(&["reload", "--mode", mode]).stderr);
+    let migrates = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|value| value.trim() == "1");
+    assert_eq!(said("rebind").contains("net.ipv4.tcp_migrate_req"), !migrates);
+    assert_eq!(said("handover"), "");
 }

@@ -74,6 +74,8 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
         }
         Source::Same(bundle) => (bundle, Vec::new()),
     };
+    let cost = if plan.mode == ReloadMode::Rebind { socket::cost_of_rebinding() } else { None };
+    let warnings = warnings.into_iter().chain(cost).collect();
     fault::strike(Step::Bind).map_err(system("binding")).map_err(rejected)?;
     let settled = listeners::settle(&bundle, &plan.held, plan.mode, plan.unheld).map_err(rejected)?;
     let fittings = fittings(&bundle, settled.len());

@@ -3,9 +3,11 @@
 
 mod bind;
 mod limits;
+mod migration;
 mod owner;
 mod path;
 
 pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
 pub use limits::{Fittings, LimitError, raise_for};
+pub use migration::cost_of_rebinding;
 pub use path::{Former, settled};

@@ -126,15 +126,14 @@ boot() {
     tar -C "$ROOT" -xf "$TARBALL"
     origins >"$ROOT/usr/local/bin/origins"
     cp "$PACKAGES"/*.deb "$ROOT/root/"
-    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$ROOT" --boot --private-network --register=no \
-        --keep-unit --console=pipe </dev/null >"$WORK/console" 2>&1 &
-    NSPAWN=$!
-    settle ''
+    power_on
 }
 
-# Waits until the system is up whose first process is not the given one.
-settle() {
-    eventually 'a first process' first_process_other_than "$1"
+power_on() {
+    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$ROOT" --boot --private-network --register=no \
+        --keep-unit --console=pipe </dev/null >>"$WORK/console" 2>&1 &
+    NSPAWN=$!
+    eventually 'a first process' pgrep -P "$NSPAWN"
     LEADER=$(pgrep -P "$NSPAWN")
     eventually 'a booted system' booted
     # minbase brings no link up.
@@ -143,21 +142,21 @@ settle() {
     start_origins
 }
 
-first_process_other_than() {
-    local now
-    now=$(pgrep -P "$NSPAWN") && [[ $now != "$1" ]]
-}
-
+# Systemd-nspawn leaves it to whoever started it to start it again, and says so by its exit code.
 reboot_it() {
-    local before=$LEADER
+    local code=0
     within reboot || :
-    settle "$before"
+    eventually 'an end of the system' sh -c "! kill -0 $NSPAWN"
+    wait "$NSPAWN" || code=$?
+    NSPAWN='' LEADER=''
+    ((code == 133)) || give_up "the system ended with code $code instead of rebooting"
+    power_on
 }
 
 # Every file there is, without what any package manager and any log writes.
 inventory() {
     within find /etc /opt /root /run /srv /usr /var -xdev | grep -vE \
-        -e '^/var/(cache|log/(apt|journal|alternatives|dpkg|syslog|messages|user|daemon|auth|kern|mail|debug)|lib/(dpkg|apt|systemd/timers))' \
+        -e '^/var/(cache|log/(apt|journal|alternatives|dpkg|syslog|messages|user|daemon|auth|kern|mail|debug|dmesg)|lib/(dpkg|apt|systemd/timers))' \
         -e '^/run/(systemd|lock|udev|user|log|mount|initctl|ab|adduser)|^/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$|__pycache__' |
         grep -vE -e '^/var/tmp/|^/var/lib/(systemd|logrotate)/?(random|catalog|status)' | sort
 }
