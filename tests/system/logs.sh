@@ -63,9 +63,13 @@ log_sockets_recreated() {
         # It unlinks and binds /dev/log itself.
         sysvinit) rsyslog restart ;;
         systemd)
-            # Refused where another of journald's sockets has woken it up in between.
-            eventually 'another /dev/log' within systemctl restart systemd-journald-dev-log.socket \
-                systemd-journald.service
+            # All of journald's, or another of its sockets wakes it up in between, and that of /dev/log is refused.
+            # shellcheck disable=SC2016
+            eventually 'another /dev/log' within sh -c '
+                all="systemd-journald.socket systemd-journald-dev-log.socket systemd-journald-audit.socket"
+                systemctl reset-failed "systemd-journald*"
+                systemctl stop systemd-journald.service $all
+                systemctl start $all systemd-journald.service'
             rsyslog restart
             ;;
     esac
