@@ -46,6 +46,9 @@ _proxy() {
             proxy,stop)
                 cmd="proxy__subcmd__stop"
                 ;;
+            proxy,upgrade)
+                cmd="proxy__subcmd__upgrade"
+                ;;
             proxy,version)
                 cmd="proxy__subcmd__version"
                 ;;
@@ -82,6 +85,9 @@ _proxy() {
             proxy__subcmd__help,stop)
                 cmd="proxy__subcmd__help__subcmd__stop"
                 ;;
+            proxy__subcmd__help,upgrade)
+                cmd="proxy__subcmd__help__subcmd__upgrade"
+                ;;
             proxy__subcmd__help,version)
                 cmd="proxy__subcmd__help__subcmd__version"
                 ;;
@@ -95,7 +101,7 @@ _proxy() {
 
     case "${cmd}" in
         proxy)
-            opts="-h --help run check reload reload-socket status stop self-signed demo measure version worker help"
+            opts="-h --help run check reload reload-socket status upgrade stop self-signed demo measure version worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -145,7 +151,7 @@ _proxy() {
             return 0
             ;;
         proxy__subcmd__help)
-            opts="run check reload reload-socket status stop self-signed demo measure version worker help"
+            opts="run check reload reload-socket status upgrade stop self-signed demo measure version worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -285,6 +291,20 @@ _proxy() {
             return 0
             ;;
         proxy__subcmd__help__subcmd__stop)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__help__subcmd__upgrade)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -449,7 +469,7 @@ _proxy() {
             return 0
             ;;
         proxy__subcmd__run)
-            opts="-f -D -p -x -q -h --config --daemon --pid-file --take-over --finish --terminate --foreground --quiet --behind --help"
+            opts="-f -D -p -x -q -h --config --daemon --pid-file --take-over --finish --terminate --foreground --quiet --behind --resume --rehearse --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -584,8 +604,42 @@ _proxy() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        proxy__subcmd__upgrade)
+            opts="-f -s -h --config --socket --timeout --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         proxy__subcmd__version)
-            opts="-h --verbose --help"
+            opts="-h --verbose --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

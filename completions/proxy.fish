@@ -30,6 +30,7 @@ complete -c proxy -n "__fish_proxy_needs_command" -f -a "check" -d 'Check the co
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "reload" -d 'Load the configuration anew; returns when the new generation serves'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "reload-socket" -d 'Reload with the listening sockets handed over: `reload --mode handover`'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "status" -d 'Show generations, listeners, connections and the last reload'
+complete -c proxy -n "__fish_proxy_needs_command" -f -a "upgrade" -d 'Let the running daemon become the program that is installed now; same pid, nothing is closed'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "stop" -d 'Stop the daemon'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "self-signed" -d 'Make a self-signed certificate with its key, in one PEM'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "demo" -d 'Show it at work: three servers, TLS, statistics; no files, no root'
@@ -46,6 +47,8 @@ complete -c proxy -n "__fish_proxy_using_subcommand run" -s D -l daemon -d 'Go t
 complete -c proxy -n "__fish_proxy_using_subcommand run" -l foreground -d 'Stay in the foreground (-db), which is what happens without -D'
 complete -c proxy -n "__fish_proxy_using_subcommand run" -s q -l quiet -d 'Say nothing but errors'
 complete -c proxy -n "__fish_proxy_using_subcommand run" -l behind -d 'This process is the daemon that `-D` started'
+complete -c proxy -n "__fish_proxy_using_subcommand run" -l resume -d 'This process was a daemon already; what it left is on stdin'
+complete -c proxy -n "__fish_proxy_using_subcommand run" -l rehearse -d 'With --resume: look at what is on stdin, say whether it can be resumed, change nothing'
 complete -c proxy -n "__fish_proxy_using_subcommand run" -s h -l help -d 'Print help'
 complete -c proxy -n "__fish_proxy_using_subcommand check" -s f -l config -d 'Configuration file' -r -F
 complete -c proxy -n "__fish_proxy_using_subcommand check" -s q -l quiet -d 'Say nothing but errors'
@@ -65,6 +68,10 @@ complete -c proxy -n "__fish_proxy_using_subcommand status" -s s -l socket -d 'A
 complete -c proxy -n "__fish_proxy_using_subcommand status" -l timeout -d 'Wait at most this many seconds for the outcome' -r
 complete -c proxy -n "__fish_proxy_using_subcommand status" -l json -d 'For machines'
 complete -c proxy -n "__fish_proxy_using_subcommand status" -s h -l help -d 'Print help'
+complete -c proxy -n "__fish_proxy_using_subcommand upgrade" -s f -l config -d 'Configuration file that names the admin socket' -r -F
+complete -c proxy -n "__fish_proxy_using_subcommand upgrade" -s s -l socket -d 'Admin socket, instead of the configuration\'s' -r -F
+complete -c proxy -n "__fish_proxy_using_subcommand upgrade" -l timeout -d 'Wait at most this many seconds for the outcome' -r
+complete -c proxy -n "__fish_proxy_using_subcommand upgrade" -s h -l help -d 'Print help'
 complete -c proxy -n "__fish_proxy_using_subcommand stop" -s f -l config -d 'Configuration file that names the admin socket' -r -F
 complete -c proxy -n "__fish_proxy_using_subcommand stop" -s s -l socket -d 'Admin socket, instead of the configuration\'s' -r -F
 complete -c proxy -n "__fish_proxy_using_subcommand stop" -l timeout -d 'Wait at most this many seconds for the outcome' -r
@@ -88,17 +95,19 @@ complete -c proxy -n "__fish_proxy_using_subcommand measure" -l keep-alive -d 'K
 complete -c proxy -n "__fish_proxy_using_subcommand measure" -l json -d 'JSON for machines'
 complete -c proxy -n "__fish_proxy_using_subcommand measure" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c proxy -n "__fish_proxy_using_subcommand version" -l verbose -d 'Also what it is made of'
+complete -c proxy -n "__fish_proxy_using_subcommand version" -l json -d 'For machines: which versions of what crosses in an upgrade it speaks'
 complete -c proxy -n "__fish_proxy_using_subcommand version" -s h -l help -d 'Print help'
 complete -c proxy -n "__fish_proxy_using_subcommand worker" -s h -l help -d 'Print help'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "run" -d 'Serve, in the foreground or as a daemon'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "check" -d 'Check the configuration and everything it names; change nothing'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "reload" -d 'Load the configuration anew; returns when the new generation serves'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "reload-socket" -d 'Reload with the listening sockets handed over: `reload --mode handover`'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "status" -d 'Show generations, listeners, connections and the last reload'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "stop" -d 'Stop the daemon'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "self-signed" -d 'Make a self-signed certificate with its key, in one PEM'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "demo" -d 'Show it at work: three servers, TLS, statistics; no files, no root'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "measure" -d 'Measure what clients lose while the daemon is restarted or reloaded'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "version" -d 'Show the version'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "worker" -d 'A worker process (started by the master only)'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status stop self-signed demo measure version worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "run" -d 'Serve, in the foreground or as a daemon'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "check" -d 'Check the configuration and everything it names; change nothing'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "reload" -d 'Load the configuration anew; returns when the new generation serves'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "reload-socket" -d 'Reload with the listening sockets handed over: `reload --mode handover`'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "status" -d 'Show generations, listeners, connections and the last reload'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "upgrade" -d 'Let the running daemon become the program that is installed now; same pid, nothing is closed'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "stop" -d 'Stop the daemon'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "self-signed" -d 'Make a self-signed certificate with its key, in one PEM'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "demo" -d 'Show it at work: three servers, TLS, statistics; no files, no root'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "measure" -d 'Measure what clients lose while the daemon is restarted or reloaded'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "version" -d 'Show the version'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "worker" -d 'A worker process (started by the master only)'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{demo, measure};
 use crate::config::{DEFAULT_PATH, ReloadMode};
+use crate::handoff::Versions;
 
 /// HTTP reverse proxy and load balancer whose reloads no client ever sees.
 #[derive(Debug, Parser)]
@@ -32,6 +33,8 @@ pub(super) enum Command {
     ReloadSocket(Target),
     /// Show generations, listeners, connections and the last reload
     Status(StatusArgs),
+    /// Let the running daemon become the program that is installed now; same pid, nothing is closed
+    Upgrade(Target),
     /// Stop the daemon
     Stop(StopArgs),
     /// Make a self-signed certificate with its key, in one PEM
@@ -76,6 +79,12 @@ pub(super) struct RunArgs {
     /// This process is the daemon that `-D` started
     #[arg(long = "behind", hide = true)]
     pub(super) behind: bool,
+    /// This process was a daemon already; what it left is on stdin
+    #[arg(long = "resume", hide = true, conflicts_with = "behind")]
+    pub(super) resume: bool,
+    /// With --resume: look at what is on stdin, say whether it can be resumed, change nothing
+    #[arg(long = "rehearse", hide = true, requires = "resume")]
+    pub(super) rehearse: bool,
 }
 
 #[derive(Debug, Args)]
@@ -166,10 +175,17 @@ pub(super) struct VersionArgs {
     /// Also what it is made of
     #[arg(long)]
     pub(super) verbose: bool,
+    /// For machines: which versions of what crosses in an upgrade it speaks
+    #[arg(long, conflicts_with = "verbose")]
+    pub(super) json: bool,
 }
 
 impl VersionArgs {
     pub(super) fn print(&self) -> u8 {
+        if self.json {
+            println!("{}", serde_json::to_string(&Versions::ours()).unwrap_or_default());
+            return super::DONE;
+        }
         println!("proxy {}", env!("CARGO_PKG_VERSION"));
         if self.verbose {
             println!("target: {} {}", std::env::consts::ARCH, std::env::consts::OS);

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use super::args::RunArgs;
-use super::run::absolute;
+use super::run::{absolute, program};
 
 /// What the daemon says once it serves.
 const READY: &str = "ready";
@@ -40,7 +40,7 @@ pub(super) fn start(args: &RunArgs) -> u8 {
 fn launch(args: &RunArgs) -> std::io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("proxy").args(["run", "--behind", "--config"]).arg(absolute(&args.config));
+    command.arg0(program()).args(["run", "--behind", "--config"]).arg(absolute(&args.config));
     if let Some(path) = &args.pid_file {
         command.arg("--pid-file").arg(absolute(path));
     }

@@ -17,6 +17,7 @@ mod self_signed;
 mod showcase;
 mod status;
 mod stop;
+mod upgrade;
 mod worker;
 
 use std::process::ExitCode;
@@ -64,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Reload(reload) => reload::run(&reload.target, reload.mode.map(Into::into)),
         Command::ReloadSocket(target) => reload::run(&target, Some(crate::config::ReloadMode::Handover)),
         Command::Status(status) => status::run(&status),
+        Command::Upgrade(target) => upgrade::run(&target),
         Command::Stop(stop) => stop::run(&stop),
         Command::SelfSigned(wanted) => self_signed::run(&wanted),
         Command::Demo(demo) => demo::run(&demo),

@@ -115,6 +115,23 @@ pub fn announced(version: u32) -> u32 {
     version + u32::from(wanted(Step::HandedOver, |fault| fault == "version").is_some())
 }
 
+/// What the file that `PROXY_VERSIONS` names says this program speaks, as `proxy version --json` prints it; read once.
+#[cfg(debug_assertions)]
+#[must_use]
+pub fn pretended() -> Option<super::Versions> {
+    static PRETENDED: std::sync::OnceLock<Option<super::Versions>> = std::sync::OnceLock::new();
+    let read = || serde_json::from_slice(&std::fs::read(std::env::var_os("PROXY_VERSIONS")?).ok()?).ok();
+    PRETENDED.get_or_init(read).clone()
+}
+
+/// Nothing: release builds speak what they speak.
+#[cfg(not(debug_assertions))]
+#[inline]
+#[must_use]
+pub fn pretended() -> Option<super::Versions> {
+    None
+}
+
 /// Nothing: release builds have no faults.
 ///
 /// # Errors

@@ -33,7 +33,7 @@ impl Method {
         matches!(self, Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options | Self::Trace)
     }
 
-    pub(super) fn of(text: &[u8]) -> Self {
+    fn of(text: &[u8]) -> Self {
         match text {
             b"GET" => Self::Get,
             b"HEAD" => Self::Head,
@@ -56,8 +56,6 @@ pub enum Version {
     Http10,
     /// HTTP/1.1.
     Http11,
-    /// HTTP/2.
-    Http2,
 }
 
 impl Version {
@@ -91,7 +89,7 @@ pub struct RequestHead {
     pub version: Version,
     /// Host, or the authority of an absolute target.
     pub host: Option<Span>,
-    /// Framing; `UntilClose` is a body of HTTP/2 that ends with its stream.
+    /// Framing; never `UntilClose`.
     pub body: Body,
     /// Whether the client wants the connection kept.
     pub keep_alive: bool,
@@ -248,7 +246,7 @@ fn find_host(buf: &[u8], fields: &[Field], version: Version, authority: Option<S
 }
 
 /// `uri-host [":" port]` of RFC 9110 section 7.2; may be empty.
-pub(super) fn is_host(text: &[u8]) -> bool {
+fn is_host(text: &[u8]) -> bool {
     if text.is_empty() {
         return true;
     }

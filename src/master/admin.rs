@@ -2,17 +2,18 @@
 //! Bound by `lifecycle`. Never lets a stranger have a listening socket.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::events::Event;
 use crate::config::{Admin, AdminLevel, ReloadMode, may_give_to};
@@ -20,18 +21,19 @@ use crate::handoff::getsocks::COMMAND;
 
 /// Callers served at a time; the others wait in the kernel's queue.
 const MOST_CALLERS: usize = 256;
-/// Callers that wait there.
-const QUEUE: i32 = 1024;
 /// Pause after accept(2) failed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest command line.
 const LONGEST: u64 = 256;
+/// How long callers that have connected get to say what they want when nobody more is let in.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Request {
     Status,
     Reload(Option<ReloadMode>),
+    Upgrade,
     Stop { graceful: bool },
 }
 
@@ -73,12 +75,62 @@ impl Answer {
     }
 }
 
+/// Who asked for something and waits for the answer.
+pub(super) struct Caller {
+    stream: StdUnixStream,
+    trusted: bool,
+    /// Counts against [`MOST_CALLERS`].
+    _seat: Option<OwnedSemaphorePermit>,
+}
+
+impl Caller {
+    /// One whose request another process has read.
+    pub(super) fn adopt(stream: OwnedFd, trusted: bool) -> Self {
+        Self { stream: stream.into(), trusted, _seat: None }
+    }
+
+    /// To be handed on to the process that will answer.
+    pub(super) fn parts(&self) -> (&StdUnixStream, bool) {
+        (&self.stream, self.trusted)
+    }
+
+    /// Answers. One that broke off has nobody left to be told.
+    pub(super) fn answer(self, answer: &Answer) {
+        self.reply(answer, false);
+    }
+
+    /// Answers and holds the line: its end is how the caller learns that the daemon is gone.
+    pub(super) fn answer_and_hold(self, answer: &Answer) {
+        self.reply(answer, true);
+    }
+
+    fn reply(mut self, answer: &Answer, hold: bool) {
+        let Ok(text) = line(answer, self.trusted) else { return };
+        // At once, as a rule: an answer takes less room than a fresh socket has.
+        let written = self.stream.write(&text).unwrap_or(0);
+        if written == text.len() && !hold {
+            return;
+        }
+        tokio::spawn(async move {
+            let Ok(mut stream) = UnixStream::from_std(self.stream) else { return };
+            if stream.write_all(&text[written..]).await.is_ok() && hold {
+                std::future::pending::<()>().await;
+            }
+        });
+    }
+}
+
 /// A bound admin socket; its path goes away with it unless a successor has taken it.
 pub(super) struct AdminSocket {
     path: PathBuf,
     /// Where it is as long as it is not in its place.
     draft: Option<PathBuf>,
     inode: u64,
+    listener: StdUnixListener,
+    rights: Admin,
+    events: mpsc::UnboundedSender<Event>,
+    /// A permit each for callers that have not said yet what they want.
+    asking: Arc<Semaphore>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -90,30 +142,40 @@ impl AdminSocket {
         }
         let draft = admin.socket.with_extension(format!("sock.{}", std::process::id()));
         let _absent = fs::remove_file(&draft);
-        let socket = bind(admin, &draft)?;
+        let listener = StdUnixListener::bind(&draft)?;
+        listener.set_nonblocking(true)?;
+        fs::set_permissions(&draft, fs::Permissions::from_mode(admin.mode))?;
+        if let Some(group) = &admin.group
+            && let Ok(Some(group)) = nix::unistd::Group::from_name(group)
+            && may_give_to(group.gid)
+        {
+            nix::unistd::chown(&draft, None, Some(group.gid))?;
+        }
         let inode = fs::metadata(&draft)?.ino();
-        socket.listen(QUEUE)?;
-        let listener = UnixListener::from_std(socket.into())?;
-        let rights = admin.clone();
-        let task = tokio::spawn(async move {
-            let room = Arc::new(Semaphore::new(MOST_CALLERS));
-            loop {
-                let Ok(seat) = Arc::clone(&room).acquire_owned().await else { return };
-                let Ok((stream, _)) = listener.accept().await else {
-                    // For want of descriptors; trying at once would spin.
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                };
-                let (rights, events) = (rights.clone(), events.clone());
-                tokio::spawn(async move {
-                    let _seat = seat;
-                    let limit = rights.timeout;
-                    // A caller that breaks off has nobody left to be told.
-                    let _ = converse(stream, &rights, limit, &events).await;
-                });
-            }
-        });
-        Ok(Self { path: admin.socket.clone(), draft: Some(draft), inode, task })
+        let mut socket = Self::serve(listener, inode, admin.clone(), events)?;
+        socket.draft = Some(draft);
+        Ok(socket)
+    }
+
+    /// Goes on with the socket that this process had before it became another program.
+    pub(super) fn adopt(
+        listener: OwnedFd,
+        inode: u64,
+        admin: &Admin,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> io::Result<Self> {
+        Self::serve(listener.into(), inode, admin.clone(), events)
+    }
+
+    fn serve(
+        listener: StdUnixListener,
+        inode: u64,
+        rights: Admin,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> io::Result<Self> {
+        let asking = Arc::new(Semaphore::new(MOST_CALLERS));
+        let task = accepting(&listener, &rights, &asking, &events)?;
+        Ok(Self { path: rights.socket.clone(), draft: None, inode, listener, rights, events, asking, task })
     }
 
     /// Callers find it from now on.
@@ -128,20 +190,26 @@ impl AdminSocket {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
-}
 
-/// A socket that has its rights and does not listen yet: until it has them, whoever the umask lets in is refused.
-fn bind(admin: &Admin, path: &Path) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(admin.mode))?;
-    if let Some(group) = &admin.group
-        && let Ok(Some(group)) = nix::unistd::Group::from_name(group)
-        && may_give_to(group.gid)
-    {
-        nix::unistd::chown(path, None, Some(group.gid))?;
+    /// What a successor needs to go on with it.
+    pub(super) fn parts(&self) -> (&StdUnixListener, u64) {
+        (&self.listener, self.inode)
     }
-    Ok(socket)
+
+    /// Lets nobody more in, and returns when everybody who is in has said what he wants; new callers wait in the
+    /// kernel's queue.
+    pub(super) async fn pause(&mut self) {
+        self.task.abort();
+        // Who connects and says nothing gains nothing by it; what he says too late, he has to say again.
+        let everybody = self.asking.acquire_many(MOST_CALLERS as u32);
+        let _ = tokio::time::timeout(LAST_WORDS, everybody).await;
+    }
+
+    /// Lets callers in again.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        self.task = accepting(&self.listener, &self.rights, &self.asking, &self.events)?;
+        Ok(())
+    }
 }
 
 impl Drop for AdminSocket {
@@ -155,8 +223,40 @@ impl Drop for AdminSocket {
     }
 }
 
-async fn converse(
+/// Lets callers in, as a task of its own.
+fn accepting(
+    listener: &StdUnixListener,
+    rights: &Admin,
+    asking: &Arc<Semaphore>,
+    events: &mpsc::UnboundedSender<Event>,
+) -> io::Result<tokio::task::JoinHandle<()>> {
+    let listener = UnixListener::from_std(listener.try_clone()?)?;
+    let (rights, asking, events) = (rights.clone(), Arc::clone(asking), events.clone());
+    Ok(tokio::spawn(async move {
+        let room = Arc::new(Semaphore::new(MOST_CALLERS));
+        loop {
+            let Ok(seat) = Arc::clone(&room).acquire_owned().await else { return };
+            let Ok(turn) = Arc::clone(&asking).acquire_owned().await else { return };
+            let Ok((stream, _)) = listener.accept().await else {
+                // For want of descriptors; trying at once would spin.
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            let (rights, events) = (rights.clone(), events.clone());
+            tokio::spawn(async move {
+                let limit = rights.timeout;
+                // A caller that breaks off has nobody left to be told.
+                let _ = hear(stream, seat, &rights, limit, &events).await;
+                drop(turn);
+            });
+        }
+    }))
+}
+
+/// Hears what a caller wants, and passes it on with him.
+async fn hear(
     stream: UnixStream,
+    seat: OwnedSemaphorePermit,
     admin: &Admin,
     limit: Duration,
     events: &mpsc::UnboundedSender<Event>,
@@ -167,7 +267,7 @@ async fn converse(
     let mut line = String::new();
     let reading = tokio::io::AsyncReadExt::take(&mut stream, LONGEST);
     tokio::time::timeout(limit, BufReader::new(reading).read_line(&mut line)).await??;
-    let mut stream = stream.into_inner();
+    let stream = stream.into_inner();
     let line = line.trim();
     let refused = |what: &str| {
         let message = format!("uid {} was refused `{what}` on the admin socket", peer.uid());
@@ -182,34 +282,28 @@ async fn converse(
         }
         return Ok(());
     }
-    let request = match parse(line) {
-        None => return reply(&mut stream, &Answer::new(Outcome::Rejected, format!("unknown command `{line}`"))).await,
+    let caller = Caller { stream: stream.into_std()?, trusted, _seat: Some(seat) };
+    match parse(line) {
+        None => caller.answer(&Answer::new(Outcome::Rejected, format!("unknown command `{line}`"))),
         Some(request) if !permitted(request, admin.level, trusted) => {
             refused(line);
-            return reply(&mut stream, &Answer::new(Outcome::Rejected, "permission denied")).await;
+            caller.answer(&Answer::new(Outcome::Rejected, "permission denied"));
         }
-        Some(request) => request,
-    };
-    let (sender, receiver) = oneshot::channel();
-    if events.send(Event::Admin(request, sender)).is_ok()
-        && let Ok(mut answer) = receiver.await
-    {
-        if let Some(brief) = answer.brief.take_if(|_| !trusted) {
-            answer.message = brief;
-        }
-        reply(&mut stream, &answer).await?;
-    }
-    if matches!(request, Request::Stop { .. }) {
-        // The end of this connection is how the caller learns that the daemon is gone.
-        std::future::pending::<()>().await;
+        // Without a receiver the master is ending.
+        Some(request) => drop(events.send(Event::Admin(request, caller))),
     }
     Ok(())
 }
 
-async fn reply(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
-    let mut text = serde_json::to_vec(answer)?;
+/// An answer as it is sent.
+fn line(answer: &Answer, trusted: bool) -> serde_json::Result<Vec<u8>> {
+    let mut answer = answer.clone();
+    if let Some(brief) = answer.brief.take_if(|_| !trusted) {
+        answer.message = brief;
+    }
+    let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
-    stream.write_all(&text).await
+    Ok(text)
 }
 
 fn parse(line: &str) -> Option<Request> {
@@ -218,19 +312,20 @@ fn parse(line: &str) -> Option<Request> {
         "reload" => Request::Reload(None),
         "reload handover" => Request::Reload(Some(ReloadMode::Handover)),
         "reload rebind" => Request::Reload(Some(ReloadMode::Rebind)),
+        "upgrade" => Request::Upgrade,
         "stop" => Request::Stop { graceful: false },
         "stop graceful" => Request::Stop { graceful: true },
         _ => return None,
     })
 }
 
-/// Looking needs `user`, reloading `operator`, stopping `admin`; strangers whom the socket's mode lets
-/// in never stop anything.
+/// Looking needs `user`, reloading `operator`, upgrading and stopping `admin`; strangers whom the socket's mode lets
+/// in never do the last two.
 fn permitted(request: Request, level: AdminLevel, trusted: bool) -> bool {
     match request {
         Request::Status => true,
         Request::Reload(_) => level >= AdminLevel::Operator,
-        Request::Stop { .. } => level >= AdminLevel::Admin && trusted,
+        Request::Upgrade | Request::Stop { .. } => level >= AdminLevel::Admin && trusted,
     }
 }
 
@@ -245,32 +340,14 @@ mod tests {
             (Request::Status, AdminLevel::User, false, true),
             (Request::Reload(None), AdminLevel::User, true, false),
             (Request::Reload(None), AdminLevel::Operator, false, true),
+            (Request::Upgrade, AdminLevel::Admin, false, false),
+            (Request::Upgrade, AdminLevel::Admin, true, true),
             (stop, AdminLevel::Operator, true, false),
             (stop, AdminLevel::Admin, false, false),
             (stop, AdminLevel::Admin, true, true),
         ] {
             assert_eq!(permitted(request, level, trusted), expected, "{request:?} {level:?} {trusted}");
         }
-    }
-
-    #[test]
-    fn nobody_is_let_in_before_the_socket_has_its_rights() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("admin.sock");
-        let admin = Admin {
-            socket: path.clone(),
-            mode: 0o600,
-            group: None,
-            level: AdminLevel::Admin,
-            timeout: PAUSE,
-            expose_listeners: false,
-        };
-        let socket = bind(&admin, &path).unwrap();
-        let early = std::os::unix::net::UnixStream::connect(&path).unwrap_err();
-        assert_eq!(early.kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        socket.listen(QUEUE).unwrap();
-        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
     }
 
     #[test]

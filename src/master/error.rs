@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use crate::config::Rejected;
-use crate::handoff::HandoffError;
+use crate::handoff::{HandoffError, Incompatible, Span};
 use crate::socket::{BindError, LimitError};
 use crate::stats::StatsError;
 use crate::tls::TlsError;
@@ -98,6 +98,58 @@ pub enum MasterError {
         #[source]
         source: HandoffError,
     },
+    /// What an older process of ours left is not complete.
+    #[error("what the program before left is not complete")]
+    Manifest,
+    /// What an older process of ours left cannot be read.
+    #[error("what the program before left cannot be read")]
+    ManifestText(#[source] serde_json::Error),
+    /// What an older process of ours left is of a version that is not spoken here.
+    #[error("what the program before left is of version {theirs}, this program reads {ours}")]
+    ManifestVersion {
+        /// Its version.
+        theirs: u32,
+        /// Those that are read.
+        ours: Span,
+    },
+    /// The program on disk cannot be run.
+    #[error("{path} cannot be run")]
+    Program {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The program on disk says no.
+    #[error("{path} {what}: {said}")]
+    ProgramRefuses {
+        /// The program.
+        path: PathBuf,
+        /// What it was asked.
+        what: &'static str,
+        /// What it said.
+        said: String,
+    },
+    /// The program on disk did not answer.
+    #[error("{path} {what}: no answer within {seconds} s")]
+    ProgramSilent {
+        /// The program.
+        path: PathBuf,
+        /// What it was asked.
+        what: &'static str,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The program on disk was replaced while it was looked at.
+    #[error("{0} was replaced while it was looked at; try again")]
+    ProgramChanged(PathBuf),
+    /// The program on disk and the one that runs have nothing in common.
+    #[error(transparent)]
+    Incompatible(#[from] Incompatible),
+    /// The program on disk took over and could not serve.
+    #[error("{0}")]
+    Returned(String),
     /// A system call failed.
     #[error("{what} failed")]
     System {
@@ -115,6 +167,8 @@ impl MasterError {
     pub fn brief(&self) -> String {
         match self {
             Self::Rejected(rejected) => rejected.brief.clone(),
+            // What it said may quote the configuration.
+            Self::ProgramRefuses { path, what, .. } => format!("{} {what}", path.display()),
             other => other.chain(),
         }
     }

@@ -1,18 +1,19 @@
 //! Everything that can happen to a master, in one queue.
 //! Sent by the admin socket, signals and workers; handled one after the other by `lifecycle`.
 
+use nix::sys::signal::{SigSet, Signal};
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::MasterError;
-use super::admin::{Answer, Request};
+use super::admin::{Caller, Request};
 use crate::handoff::messages::FromWorker;
 
 /// Something to handle.
 pub(super) enum Event {
     /// A caller on the admin socket, with its rights already checked.
-    Admin(Request, oneshot::Sender<Answer>),
+    Admin(Request, Caller),
     /// A caller that may have the listening sockets.
     GiveSockets(UnixStream),
     /// A refusal worth a log line.
@@ -46,5 +47,12 @@ pub(super) fn watch_signals(events: &mpsc::UnboundedSender<Event>) -> Result<(),
         let events = events.clone();
         tokio::spawn(async move { while arrivals.recv().await.is_some() && events.send(event()).is_ok() {} });
     }
-    Ok(())
+    // The program before held them back while nobody would have heard.
+    signals().thread_unblock().map_err(|error| MasterError::Signals(error.into()))
+}
+
+/// The signals that become events.
+pub(super) fn signals() -> SigSet {
+    use Signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().collect()
 }

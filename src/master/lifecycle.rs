@@ -7,31 +7,33 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::admin::{AdminSocket, Answer, Outcome, Request};
+use super::admin::{AdminSocket, Answer, Caller, Outcome, Request};
+use super::agenda::Wish;
 use super::events::{self, Event};
 use super::listeners::{self, Listener};
 use super::log_sockets::LogSockets;
 use super::pidfile::PidFile;
-use super::reload::{Plan, Prepared, Source};
+use super::reload::{Plan, Prepared};
 use super::respawn::Respawn;
 use super::retire::{Retiring, answer_all};
 use super::slots::Directory;
+use super::spawn::Worker;
 use super::start::{self, Options};
-use super::status::{LastReload, Reloads, Status};
+use super::status::LastReload;
 use super::tickets::TicketRing;
-use super::transaction::{Running, Transaction, conclusion, preparing};
+use super::transaction::{Running, Task, Transaction, conclusion};
+use super::upgrade::Predecessor;
 use super::watchdog::Watch;
 use super::workers::Workers;
 use super::{MasterError, spawn, supervisor};
-use crate::config::{Bundle, ReloadMode};
-use crate::handoff::getsocks;
+use crate::config::Bundle;
 use crate::handoff::messages::{FromWorker, ToWorker};
+use crate::handoff::{Channel, getsocks};
 use crate::logging::{EventLog, Severity};
-use crate::socket::Sharing;
 use crate::stats::Memory;
 
 /// How the daemon is coming to its end.
@@ -45,9 +47,9 @@ enum Ending {
 /// What lives as long as the master, whatever generation serves.
 pub(super) struct Blank {
     pub(super) events: mpsc::UnboundedSender<Event>,
-    directory: Rc<RefCell<Directory>>,
+    pub(super) directory: Rc<RefCell<Directory>>,
     pub(super) memory: Memory,
-    counters: Arc<OwnedFd>,
+    pub(super) counters: Arc<OwnedFd>,
     pub(super) tickets: TicketRing,
 }
 
@@ -63,10 +65,19 @@ impl Blank {
     }
 }
 
-/// A reload that somebody asked for.
-struct Wish {
-    mode: Option<ReloadMode>,
-    caller: Option<oneshot::Sender<Answer>>,
+/// What a master finds that was another program a moment ago.
+pub(super) struct Taken {
+    pub(super) listeners: Vec<Listener>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) admin: Option<AdminSocket>,
+    pub(super) pid_file: Option<(PathBuf, PidFile)>,
+    pub(super) maxconn: u32,
+    pub(super) last_reload: Option<LastReload>,
+    pub(super) generation: u64,
+    pub(super) began: Instant,
+    pub(super) previous: Option<Predecessor>,
+    /// Who waits for the upgrade, and for reloads.
+    pub(super) callers: (Vec<Caller>, Vec<Wish>),
 }
 
 /// The state of the daemon.
@@ -81,7 +92,11 @@ pub(super) struct Master {
     pub(super) log_sockets: LogSockets,
     pub(super) admin: Option<AdminSocket>,
     pub(super) pid_file: Option<(PathBuf, PidFile)>,
-    wishes: Vec<Wish>,
+    pub(super) wishes: Vec<Wish>,
+    /// Who wants another program, and as long as there is a `previous` one: who waits for its first generation.
+    pub(super) upgrades: Vec<Caller>,
+    /// The program before, as long as nothing of this one serves.
+    pub(super) previous: Option<Predecessor>,
     pub(super) running: Option<Running>,
     pub(super) retiring: Option<Retiring>,
     pub(super) respawn: Respawn,
@@ -112,32 +127,72 @@ pub fn run(options: Options, ready: impl FnOnce()) -> Result<(), MasterError> {
     })
 }
 
+/// Runs a daemon that was another program until now to its end; what that one left comes through the channel.
+///
+/// # Errors
+/// Why it cannot go on, and why the program before could not be executed again either.
+pub fn resume(options: &Options, channel: &Channel) -> Result<(), MasterError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MasterError::EventLoop)?;
+    runtime.block_on(async {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        events::watch_signals(&sender)?;
+        let mut master = super::resume::resume(options, channel, &sender)?;
+        master.follow(&mut receiver).await;
+        Ok(())
+    })
+}
+
 impl Master {
-    /// The master with its first generation serving.
-    pub(super) async fn first(options: Options, blank: Blank, prepared: Prepared) -> Result<Self, MasterError> {
-        let mut master = Self {
+    /// The master with what it finds.
+    pub(super) fn resumed(options: Options, blank: Blank, bundle: Arc<Bundle>, taken: Taken) -> Self {
+        let (upgrades, wishes) = taken.callers;
+        let mut respawn = Respawn::default();
+        let workers = Workers::of(taken.workers);
+        if !workers.any_serving() {
+            respawn.died(Instant::now(), Duration::ZERO);
+        }
+        Self {
             options,
             blank,
-            bundle: Arc::clone(&prepared.bundle),
-            listeners: Vec::new(),
-            maxconn: prepared.maxconn,
-            workers: Workers::default(),
-            log: EventLog::open(&prepared.bundle.logs),
+            listeners: taken.listeners,
+            maxconn: taken.maxconn,
+            workers,
+            log: EventLog::open(&bundle.logs),
             log_sockets: LogSockets::default(),
-            admin: None,
-            pid_file: None,
-            wishes: Vec::new(),
+            admin: taken.admin,
+            pid_file: taken.pid_file,
+            wishes,
+            upgrades,
+            previous: taken.previous,
             running: None,
             retiring: None,
-            respawn: Respawn::default(),
-            last_reload: None,
+            respawn,
+            last_reload: taken.last_reload,
             watch: Watch::from_supervisor(Instant::now()),
-            generation: 1,
-            began: Instant::now(),
+            generation: taken.generation,
+            began: taken.began,
             ending: Ending::No,
             electing: false,
             postponed: false,
+            bundle,
+        }
+    }
+
+    /// The master with its first generation serving.
+    pub(super) async fn first(options: Options, blank: Blank, prepared: Prepared) -> Result<Self, MasterError> {
+        let taken = Taken {
+            listeners: Vec::new(),
+            workers: Vec::new(),
+            admin: None,
+            pid_file: None,
+            maxconn: prepared.maxconn,
+            last_reload: None,
+            generation: 1,
+            began: Instant::now(),
+            previous: None,
+            callers: (Vec::new(), Vec::new()),
         };
+        let mut master = Self::resumed(options, blank, Arc::clone(&prepared.bundle), taken);
         for warning in &prepared.warnings {
             master.show(Severity::Warning, warning);
         }
@@ -158,13 +213,16 @@ impl Master {
     async fn follow(&mut self, receiver: &mut mpsc::UnboundedReceiver<Event>) {
         let mut transaction: Option<Transaction> = None;
         while self.ending == Ending::No || !self.workers.is_empty() {
+            if self.examination_can_wait() {
+                transaction = None;
+            }
             if transaction.is_none() {
-                transaction = self.next_plan().map(|plan| Box::pin(preparing(plan)) as Transaction);
+                transaction = self.next_transaction();
             }
             let deadline = self.next_deadline();
             tokio::select! {
                 event = receiver.recv() => if let Some(event) = event { self.handle(event) },
-                result = conclusion(&mut transaction) => transaction = self.advance(result),
+                stage = conclusion(&mut transaction) => transaction = self.advance(stage, receiver).await,
                 () = until(deadline) => self.on_deadline(),
             }
             self.blank.memory.set_lives(self.workers.lives());
@@ -176,7 +234,11 @@ impl Master {
         self.say(Severity::Notice, "proxy has ended");
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending != Ending::No
+    }
+
+    pub(super) fn handle(&mut self, event: Event) {
         match event {
             Event::Admin(request, caller) => self.serve_caller(request, caller),
             Event::GiveSockets(stream) => self.give_sockets(stream),
@@ -192,24 +254,20 @@ impl Master {
         }
     }
 
-    fn serve_caller(&mut self, request: Request, caller: oneshot::Sender<Answer>) {
-        let answer = match request {
-            Request::Reload(mode) => {
-                self.wishes.push(Wish { mode, caller: Some(caller) });
-                return;
-            }
-            Request::Status => self.status(),
+    fn serve_caller(&mut self, request: Request, caller: Caller) {
+        match request {
+            Request::Reload(mode) => self.wishes.push(Wish { mode, caller: Some(caller) }),
+            Request::Upgrade => self.upgrades.push(caller),
+            Request::Status => caller.answer(&self.status()),
             Request::Stop { graceful: true } => {
                 self.end(Ending::WhenDrained);
-                Answer::new(Outcome::Applied, "finishing open connections")
+                caller.answer_and_hold(&Answer::new(Outcome::Applied, "finishing open connections"));
             }
             Request::Stop { graceful: false } => {
                 self.end(Ending::Now);
-                Answer::new(Outcome::Applied, "stopping")
+                caller.answer_and_hold(&Answer::new(Outcome::Applied, "stopping"));
             }
-        };
-        // A caller that broke off has nobody left to be told.
-        let _ = caller.send(answer);
+        }
     }
 
     fn give_sockets(&self, stream: tokio::net::UnixStream) {
@@ -223,60 +281,6 @@ impl Master {
             // The process that asked reports what went wrong; we keep our sockets either way.
             let _ = stream.into_std().map(|stream| getsocks::give(stream, &fds));
         });
-    }
-
-    /// The next transaction: a respawn that is due, else the reloads that wait for the same thing.
-    fn next_plan(&mut self) -> Option<Plan> {
-        if self.ending != Ending::No {
-            return None;
-        }
-        // A reload whose worker dies before it serves is not over, but needs another one.
-        let respawn = self.wishes.is_empty() || self.retiring.is_some();
-        if respawn && !self.respawn.is_due(Instant::now()) {
-            return None;
-        }
-        let Some(lane) = self.workers.free_lane() else {
-            self.refuse_all(&MasterError::NoLane);
-            if respawn {
-                self.respawn.failed(Instant::now());
-            }
-            return None;
-        };
-        let (mode, callers) = if respawn { (ReloadMode::Handover, Vec::new()) } else { self.take_wishes() };
-        self.running = Some(Running { mode, respawn, callers, began: Instant::now() });
-        self.respawn.began();
-        self.generation += 1;
-        self.blank.memory.clear_beats(lane);
-        if !respawn {
-            supervisor::reloading();
-        }
-        Some(Plan {
-            source: if respawn {
-                Source::Same(Arc::clone(&self.bundle))
-            } else {
-                Source::File(self.options.config.clone())
-            },
-            mode,
-            held: self.listeners.iter().map(|listener| Arc::clone(&listener.socket)).collect(),
-            unheld: Sharing::Exclusive,
-            generation: self.generation,
-            lane,
-            directory: Rc::clone(&self.blank.directory),
-            in_use: self.workers.slots(),
-            counters: Arc::clone(&self.blank.counters),
-            ticket_keys: self.blank.tickets.keys(),
-            events: self.blank.events.clone(),
-        })
-    }
-
-    /// The mode of the oldest wish, and everybody who wants the same.
-    fn take_wishes(&mut self) -> (ReloadMode, Vec<oneshot::Sender<Answer>>) {
-        let strategy = self.bundle.reload.strategy;
-        let mode = self.wishes.first().map_or(ReloadMode::Handover, |wish| wish.mode.unwrap_or(strategy));
-        let (now, later): (Vec<_>, Vec<_>) =
-            self.wishes.drain(..).partition(|wish| wish.mode.unwrap_or(strategy) == mode);
-        self.wishes = later;
-        (mode, now.into_iter().filter_map(|wish| wish.caller).collect())
     }
 
     /// A transaction is over: what had to wait for its end happens now.
@@ -342,7 +346,8 @@ impl Master {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let idle = self.ending == Ending::No && self.running.is_none();
+        let idle = self.running.as_ref().is_none_or(|running| running.task == Task::Examine);
+        let idle = idle && self.ending == Ending::No;
         let respawn = if idle { self.respawn.due() } else { None };
         let retiring = self.retiring.as_ref().map(Retiring::deadline);
         let rotation = self.blank.tickets.due(&self.bundle.global.tickets);
@@ -375,34 +380,11 @@ impl Master {
     fn dismiss_callers(&mut self) {
         let waiting = self.wishes.drain(..).filter_map(|wish| wish.caller);
         let running = self.running.take().map(|running| running.callers).unwrap_or_default();
+        let waiting = waiting.chain(self.upgrades.drain(..));
         answer_all(waiting.chain(running), &Answer::new(Outcome::Busy, "the daemon is stopping"));
         if let Some(decided) = self.retiring.take() {
             decided.finish();
         }
-    }
-
-    fn refuse_all(&mut self, error: &MasterError) {
-        let callers = self.wishes.drain(..).filter_map(|wish| wish.caller);
-        answer_all(callers, &Answer::new(Outcome::Busy, error.chain()));
-    }
-
-    fn status(&self) -> Answer {
-        let status = Status {
-            version: env!("CARGO_PKG_VERSION"),
-            pid: std::process::id(),
-            uptime_seconds: self.began.elapsed().as_secs(),
-            config: self.options.config.display().to_string(),
-            config_sha256: self.bundle.sha256.clone(),
-            maxconn: self.maxconn,
-            admin_socket: self.admin.as_ref().map(|admin| admin.path().display().to_string()),
-            listeners: self.listeners.iter().map(|listener| listener.bind.address.to_string()).collect(),
-            generations: self.workers.status(&self.blank.memory),
-            reloads: Reloads::of(&self.blank.memory, self.last_reload.clone()),
-            log_lines_dropped: self.blank.memory.log_lines_dropped(),
-        };
-        let mut answer = Answer::new(Outcome::Applied, "");
-        answer.facts = serde_json::to_value(&status).unwrap_or_default();
-        answer
     }
 
     /// An event for the log, and for whoever watches the foreground.

@@ -29,6 +29,11 @@ impl LogSockets {
         self.lost.retain(|(theirs, _), _| *theirs != generation);
     }
 
+    /// By generation and index of the target.
+    pub(super) fn all(&self) -> Vec<(u64, usize)> {
+        self.lost.keys().copied().collect()
+    }
+
     pub(super) fn next_attempt(&self) -> Option<Instant> {
         self.lost.values().min().copied()
     }

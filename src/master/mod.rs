@@ -2,6 +2,7 @@
 //! Called by `proxy run`. Never touches a client's byte.
 
 mod admin;
+mod agenda;
 mod bundle;
 mod commit;
 mod error;
@@ -9,9 +10,11 @@ mod events;
 mod lifecycle;
 mod listeners;
 mod log_sockets;
+mod manifest;
 mod pidfile;
 mod reload;
 mod respawn;
+mod resume;
 mod retire;
 mod slots;
 mod spawn;
@@ -20,11 +23,13 @@ mod status;
 mod supervisor;
 mod tickets;
 mod transaction;
+mod upgrade;
 mod watchdog;
 mod workers;
 
 pub use admin::{Answer, Outcome};
 pub use bundle::load;
 pub use error::MasterError;
-pub use lifecycle::run;
+pub use lifecycle::{resume, run};
+pub use resume::rehearse;
 pub use start::Options;

@@ -11,6 +11,11 @@ pub(super) struct PidFile {
 }
 
 impl PidFile {
+    /// The file that this process wrote before it became another program.
+    pub(super) fn adopt(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Writes our pid, replacing what is there in one step.
     pub(super) fn write(path: &Path) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {

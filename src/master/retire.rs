@@ -3,9 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
-
-use super::admin::Answer;
+use super::admin::{Answer, Caller};
 
 /// How long old workers get to close their listening sockets before the caller is answered anyway.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -13,13 +11,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A reload that is decided, and whose callers wait for the old workers.
 pub(super) struct Retiring {
     generations: Vec<u64>,
-    callers: Vec<oneshot::Sender<Answer>>,
+    callers: Vec<Caller>,
     answer: Answer,
     deadline: Instant,
 }
 
 impl Retiring {
-    pub(super) fn new(generations: Vec<u64>, callers: Vec<oneshot::Sender<Answer>>, answer: Answer) -> Self {
+    pub(super) fn new(generations: Vec<u64>, callers: Vec<Caller>, answer: Answer) -> Self {
         Self { generations, callers, answer, deadline: Instant::now() + PATIENCE }
     }
 
@@ -40,9 +38,8 @@ impl Retiring {
 }
 
 /// Gives every caller the same answer.
-pub(super) fn answer_all(callers: impl IntoIterator<Item = oneshot::Sender<Answer>>, answer: &Answer) {
+pub(super) fn answer_all(callers: impl IntoIterator<Item = Caller>, answer: &Answer) {
     for caller in callers {
-        // A caller that broke off has nobody left to be told.
-        let _ = caller.send(answer.clone());
+        caller.answer(answer);
     }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, ChildStderr, Command};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 
 use super::MasterError;
@@ -26,7 +27,8 @@ use crate::logging;
 pub(super) const READY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a worker is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum State {
     Ready,
     Serving,
@@ -44,6 +46,8 @@ pub(super) struct Worker {
     /// Its own configuration, which an older generation does not share with the current one.
     pub(super) bundle: Arc<Bundle>,
     pub(super) channel: Arc<Channel>,
+    /// Where it says its last words.
+    pub(super) stderr: Option<OwnedFd>,
     pub(super) since: Instant,
     /// When it is killed, once it was told to end or to serve.
     pub(super) deadline: Option<Instant>,
@@ -53,7 +57,7 @@ pub(super) struct Worker {
     pub(super) pulse: Option<Pulse>,
     /// One of its threads turns no more.
     pub(super) stalled: bool,
-    kill: Option<oneshot::Sender<()>>,
+    pub(super) kill: Option<oneshot::Sender<()>>,
 }
 
 impl Worker {
@@ -95,6 +99,8 @@ impl Worker {
                     Some(message) => message,
                     None => match channel.recv::<FromWorker>().await {
                         Ok(Some((message, _fds))) => message,
+                        // Something that this version does not know; what it knows it still wants to hear.
+                        Err(HandoffError::Message(_)) => continue,
                         Ok(None) | Err(_) => return,
                     },
                 };
@@ -138,6 +144,7 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
         .spawn()
         .map_err(MasterError::Spawn)?;
     let pid = child.id().unwrap_or(0);
+    let stderr = child.stderr.as_ref().and_then(|stderr| stderr.as_fd().try_clone_to_owned().ok());
     if let Some(stderr) = child.stderr.take() {
         tokio::spawn(relay(stderr, pid, events.clone()));
     }
@@ -161,6 +168,7 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
         slots,
         bundle,
         channel,
+        stderr,
         since,
         deadline: None,
         relief: None,
@@ -171,7 +179,7 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
 }
 
 /// What a worker says on stderr is a panic, as a rule: it belongs into the log, wherever our own stderr goes.
-async fn relay(stderr: ChildStderr, pid: u32, events: mpsc::UnboundedSender<Event>) {
+pub(super) async fn relay(stderr: impl AsyncRead + Unpin, pid: u32, events: mpsc::UnboundedSender<Event>) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if events.send(Event::WorkerSaid(pid, line)).is_err() {

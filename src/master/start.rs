@@ -32,6 +32,8 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 /// What the command line says of the daemon.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// Where this program lies, and where its successor will.
+    pub program: PathBuf,
     /// Configuration file.
     pub config: PathBuf,
     /// Pid file, instead of the configuration's.

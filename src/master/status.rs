@@ -3,11 +3,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::admin::{Answer, Outcome};
+use super::lifecycle::Master;
 use crate::config::ReloadMode;
-
-use super::admin::Outcome;
 use crate::stats::{Memory, ReloadPath, ReloadResult};
 
 /// The daemon at one moment.
@@ -66,7 +66,7 @@ struct ByOutcome {
 }
 
 /// The last reload.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct LastReload {
     pub(super) outcome: Outcome,
     pub(super) mode: ReloadMode,
@@ -122,5 +122,27 @@ impl Reloads {
             total_milliseconds: u64::try_from(reloads.total_took.as_millis()).unwrap_or(u64::MAX),
             last,
         }
+    }
+}
+
+impl Master {
+    /// The daemon now.
+    pub(super) fn status(&self) -> Answer {
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime_seconds: self.began.elapsed().as_secs(),
+            config: self.options.config.display().to_string(),
+            config_sha256: self.bundle.sha256.clone(),
+            maxconn: self.maxconn,
+            admin_socket: self.admin.as_ref().map(|admin| admin.path().display().to_string()),
+            listeners: self.listeners.iter().map(|listener| listener.bind.address.to_string()).collect(),
+            generations: self.workers.status(&self.blank.memory),
+            reloads: Reloads::of(&self.blank.memory, self.last_reload.clone()),
+            log_lines_dropped: self.blank.memory.log_lines_dropped(),
+        };
+        let mut answer = Answer::new(Outcome::Applied, "");
+        answer.facts = serde_json::to_value(&status).unwrap_or_default();
+        answer
     }
 }

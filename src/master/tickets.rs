@@ -2,7 +2,7 @@
 //! Owned by `lifecycle`. A key that was exchanged goes on decrypting until it is the oldest.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::config::Tickets;
 use crate::tls::{TlsError, random_ticket_key};
@@ -16,6 +16,18 @@ pub(super) struct TicketRing {
 impl TicketRing {
     pub(super) fn new(now: Instant) -> Result<Self, TlsError> {
         Ok(Self { keys: Arc::new(vec![random_ticket_key()?]), made: now })
+    }
+
+    /// The keys of the program before, and since when there are the newest of them.
+    pub(super) fn adopt(keys: Vec<Vec<u8>>, age: Duration, now: Instant) -> Result<Self, TlsError> {
+        if keys.is_empty() {
+            return Self::new(now);
+        }
+        Ok(Self { keys: Arc::new(keys), made: now.checked_sub(age).unwrap_or(now) })
+    }
+
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.made)
     }
 
     pub(super) fn keys(&self) -> Arc<Vec<Vec<u8>>> {
@@ -43,8 +55,6 @@ impl TicketRing {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -5,6 +5,9 @@ use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
+
+use super::events::Event;
 use super::spawn::{State, Worker};
 use super::status::Generation;
 use super::watchdog::STALL_PATIENCE;
@@ -23,6 +26,20 @@ pub(super) struct Workers {
 }
 
 impl Workers {
+    /// Workers that the program before started.
+    pub(super) fn of(alive: Vec<Worker>) -> Self {
+        Self { alive }
+    }
+
+    /// Begins to hear what they say.
+    pub(super) fn follow(&mut self, events: &mpsc::UnboundedSender<Event>) {
+        self.alive.iter_mut().for_each(|worker| worker.follow(events));
+    }
+
+    pub(super) fn all(&self) -> &[Worker] {
+        &self.alive
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.alive.is_empty()
     }

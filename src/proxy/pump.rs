@@ -5,12 +5,11 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::io::poll_read_with;
 use super::transcode::Transcoder;
 use crate::http::Refusal;
-use crate::http::h2::Io;
 
 /// Head and body on their way from one side to the other.
 pub struct Pump {
@@ -61,11 +60,6 @@ impl Pump {
         self.transcoder.is_finished()
     }
 
-    /// What came behind the body, for a receiver whose framing has another place for it.
-    pub fn trailers(&self) -> &[u8] {
-        self.transcoder.trailers()
-    }
-
     /// Gives back the buffer for the next head.
     pub fn into_buffer(self) -> Vec<u8> {
         let mut buffer = self.pending;
@@ -92,7 +86,7 @@ impl Pump {
         touch: &mut dyn FnMut(),
     ) -> Poll<Result<(), Broken>>
     where
-        R: Io,
+        R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
         loop {
@@ -106,16 +100,14 @@ impl Pump {
             }
             self.blocked_on_receiver = false;
             let read = ready!(poll_read_with(from, cx, |bytes, cx| {
-                if !bytes.is_empty() {
-                    let taken = self.accept_and_send(cx, bytes, to)?;
-                    rest.extend_from_slice(&bytes[taken..]);
+                if bytes.is_empty() {
+                    return if self.transcoder.end_of_input(&mut self.pending) { Ok(()) } else { Err(Broken::Sender) };
                 }
-                Ok(bytes.is_empty())
+                let taken = self.accept_and_send(cx, bytes, to)?;
+                rest.extend_from_slice(&bytes[taken..]);
+                Ok(())
             }));
-            let ended = read.map_err(|_error| Broken::Sender)??;
-            if ended && !self.transcoder.end_of_input(&mut self.pending, &from.take_trailers()) {
-                return Poll::Ready(Err(Broken::Sender));
-            }
+            read.map_err(|_error| Broken::Sender)??;
             touch();
         }
     }

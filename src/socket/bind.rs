@@ -137,6 +137,12 @@ impl ListeningSocket {
         }
     }
 
+    /// Whether a path goes away with it.
+    #[must_use]
+    pub fn removes_path(&self) -> bool {
+        self.path.as_ref().is_some_and(SocketPath::is_ours)
+    }
+
     /// Another process has a copy from now on: it may still listen when we do not, and keeps the path.
     pub fn share(&self) {
         self.path.iter().for_each(SocketPath::share);

@@ -33,6 +33,8 @@ enum Life {
 pub enum Former {
     /// A daemon that is replaced: what was its own becomes ours.
     Daemon,
+    /// This process, before it became another program.
+    Ourselves,
     /// A supervisor, which looks after its paths itself.
     Supervisor,
 }
@@ -63,7 +65,11 @@ impl SocketPath {
     pub(super) fn of(name: &Path, former: Former) -> Option<Self> {
         let place = settled(name);
         let file = file(&place).ok()?;
-        let life = if former == Former::Daemon { Life::Inherited } else { Life::Foreign };
+        let life = match former {
+            Former::Daemon => Life::Inherited,
+            Former::Ourselves => Life::Ours,
+            Former::Supervisor => Life::Foreign,
+        };
         Some(Self { place, file, life: Mutex::new(life) })
     }
 
@@ -119,6 +125,11 @@ impl SocketPath {
         if *life == Life::Ours {
             *life = Life::Foreign;
         }
+    }
+
+    /// Whether it goes away with the socket.
+    pub(super) fn is_ours(&self) -> bool {
+        *self.life() == Life::Ours
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {

@@ -12,8 +12,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::http::h2::Io;
-
 /// A connection to a server.
 pub enum ServerStream {
     /// TCP as it is.
@@ -133,5 +131,3 @@ impl AsyncWrite for ServerStream {
         }
     }
 }
-
-impl Io for ServerStream {}

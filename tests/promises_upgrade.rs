@@ -1,0 +1,362 @@
+//! What is promised for the day a new version is installed: the master becomes it in place, or nothing has happened.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use rustls::HandshakeKind;
+use rustls::version::TLS13;
+use serde_json::json;
+use support::client::{Client, get};
+use support::load::{self, Load};
+use support::origin::Origin;
+use support::tls::{Pair, TlsClient};
+use support::{Daemon, PATIENCE, PROXY, Port, Site, await_end, code, generation, pid, refuses, serving, text};
+
+/// Where the program of a site lies.
+fn program(site: &Site) -> PathBuf {
+    site.path("proxy")
+}
+
+/// Puts a program in place as a package manager does, and in a process of its own: what this one has open for writing,
+/// a child that another test just starts has too, and nobody can execute it.
+fn install_file(site: &Site, source: &Path) {
+    let draft = site.path("proxy.new");
+    let mut copy = Command::new("install");
+    copy.args(["-m", "755"]).arg(source).arg(&draft);
+    assert_eq!(code(&support::output(copy)), 0);
+    fs::rename(&draft, program(site)).unwrap();
+}
+
+fn install(site: &Site, content: &[u8]) {
+    fs::write(site.path("source"), content).unwrap();
+    install_file(site, &site.path("source"));
+}
+
+fn install_next(site: &Site) {
+    install_file(site, Path::new(PROXY));
+}
+
+fn install_script(site: &Site, script: &str) {
+    install(site, format!("#!/bin/sh\n{script}\n").as_bytes());
+}
+
+/// A daemon whose program lies in the site's folder.
+fn launch(site: &Site, arguments: &[&str], environment: &[(&str, &str)]) -> Daemon {
+    install_next(site);
+    let mut command = Command::new(program(site));
+    command.arg("run").arg("-f").arg(site.config()).args(arguments).envs(environment.iter().copied());
+    site.launch_command(command).unwrap()
+}
+
+fn site() -> Site {
+    Site::proxying(&[Origin::echo().address], "")
+}
+
+/// Whether a process runs the program that is installed.
+fn runs_installed(site: &Site, process: u32) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).unwrap();
+    file(&PathBuf::from(format!("/proc/{process}/exe"))) == file(&program(site))
+}
+
+/// Both master and serving worker run what is installed now.
+fn has_become_it(site: &Site, daemon: &Daemon) {
+    let status = site.status();
+    assert_eq!(status["pid"], daemon.pid());
+    assert!(runs_installed(site, daemon.pid()), "the master is another program than the installed one");
+    assert!(runs_installed(site, serving(&status)), "the worker is another program than the installed one");
+}
+
+fn upgraded(site: &Site) {
+    let output = site.proxy(&["upgrade"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    let said = text(&output.stdout);
+    assert!(said.contains(&format!("proxy {} has taken over", env!("CARGO_PKG_VERSION"))), "{said}");
+}
+
+#[test]
+fn promise_27_the_running_daemon_becomes_the_installed_program_and_no_request_fails() {
+    let site = site();
+    let mut daemon = launch(&site, &[], &[]);
+    let load = Load::start(site.address(), &load::ALL);
+    load.more(50);
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    for round in 1..=3_u64 {
+        let before = site.status();
+        install_next(&site);
+        assert!(!runs_installed(&site, daemon.pid()));
+        upgraded(&site);
+        has_become_it(&site, &daemon);
+        load.more(50);
+        let after = site.status();
+        assert_eq!(generation(&after), generation(&before) + 1);
+        assert_eq!(
+            (&after["reloads"]["upgrade"]["applied"], &after["reloads"]["applied"]),
+            (&json!(round), &json!(round + 1))
+        );
+        assert!(after["uptime_seconds"].as_u64() >= before["uptime_seconds"].as_u64(), "{after:#}");
+        // What the program before started is waited for by the next: nothing is left of it.
+        await_end(serving(&before));
+        site.await_status("one worker is left", |status| status["generations"].as_array().unwrap().len() == 1);
+    }
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    load.must_have_succeeded(200);
+    assert_eq!(code(&site.proxy(&["stop"])), 0);
+    assert!(daemon.wait().success());
+    assert!(refuses(site.address()) && !site.socket().exists());
+}
+
+/// The old program goes on, and the caller knows why.
+fn stays(site: &Site, daemon: &Daemon, expected: i32, reason: &str) {
+    let before = site.status();
+    let output = site.proxy(&["upgrade"]);
+    let said = text(&output.stderr);
+    assert_eq!(code(&output), expected, "{said}");
+    assert!(said.contains(reason), "{said}");
+    let after = site.status();
+    assert_eq!((&after["pid"], serving(&after)), (&json!(daemon.pid()), serving(&before)));
+    assert!(!fs::exists(program(site)).unwrap() || !runs_installed(site, daemon.pid()));
+}
+
+#[test]
+fn promise_27_a_program_that_cannot_take_over_leaves_the_old_one_serving() {
+    let site = site();
+    let daemon = launch(&site, &[], &[]);
+    let load = Load::start(site.address(), &load::ALL);
+    let wrapped = |broken: &str| format!("case \"$*\" in {broken} esac\nexec {PROXY} \"$@\"");
+    fs::remove_file(program(&site)).unwrap();
+    stays(&site, &daemon, 1, "No such file");
+    install(&site, &fs::read(PROXY).unwrap()[..4096]);
+    stays(&site, &daemon, 1, "does not run: signal");
+    install_script(&site, "echo 'error: maxconn is gone' >&2; exit 1");
+    stays(&site, &daemon, 1, "maxconn is gone");
+    // One that has no such subcommand, and one that is something else.
+    install_script(&site, &wrapped("version*) echo 'unexpected argument' >&2; exit 1;;"));
+    stays(&site, &daemon, 1, "unexpected argument");
+    install_script(&site, "echo hello");
+    stays(&site, &daemon, 1, "hello");
+    install_script(&site, &wrapped("*--rehearse*) echo 'no such field' >&2; exit 1;;"));
+    stays(&site, &daemon, 1, "cannot take over: no such field");
+    install_script(&site, &wrapped("*--rehearse*) kill -9 $$;;"));
+    stays(&site, &daemon, 1, "signal: 9");
+    // And from there the next good one takes over.
+    load.more(20);
+    install_next(&site);
+    upgraded(&site);
+    has_become_it(&site, &daemon);
+    load.more(20);
+    load.must_have_succeeded(100);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_27_a_program_whose_workers_cannot_serve_gives_everything_back() {
+    let site = site();
+    let fault = site.path("fault");
+    let daemon = launch(&site, &[], &[("PROXY_FAULT", &fault.to_string_lossy())]);
+    let load = Load::start(site.address(), &load::ALL);
+    for step in ["spawn EMFILE", "ready EMFILE", "threads crash", "commit ENOSPC", "load EMFILE"] {
+        install_next(&site);
+        load.more(20);
+        site.fault(step);
+        stays(&site, &daemon, 2, "could not serve");
+        assert!(!fault.exists(), "{step} was never reached");
+        assert_eq!(code(&site.proxy(&["reload"])), 0, "the old program reloads after {step}");
+    }
+    upgraded(&site);
+    has_become_it(&site, &daemon);
+    load.more(20);
+    load.must_have_succeeded(200);
+}
+
+#[test]
+fn a_configuration_that_is_broken_on_disk_is_found_before_anything_happens() {
+    let site = site();
+    let daemon = launch(&site, &[], &[]);
+    let good = fs::read_to_string(site.config()).unwrap();
+    fs::write(site.config(), good.replace("bind =", "bindd =")).unwrap();
+    install_next(&site);
+    stays(&site, &daemon, 1, "bindd");
+    fs::write(site.config(), good).unwrap();
+    upgraded(&site);
+    has_become_it(&site, &daemon);
+}
+
+#[test]
+fn an_upgrade_of_nothing_says_so() {
+    let output = site().proxy(&["upgrade"]);
+    assert_eq!(code(&output), 4, "{output:?}");
+}
+
+#[test]
+fn a_daemon_in_the_background_keeps_its_pid_and_pid_file() {
+    let site = site();
+    install_next(&site);
+    let pid_file = site.path("proxy.pid");
+    let mut command = Command::new(program(&site));
+    command.args(["run", "-D", "-q", "-p"]).arg(&pid_file).arg("-f").arg(site.config());
+    let started = support::output(command);
+    assert_eq!(code(&started), 0, "{started:?}");
+    let number: u32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+    for _ in 0..2 {
+        install_next(&site);
+        upgraded(&site);
+        assert_eq!(fs::read_to_string(&pid_file).unwrap(), format!("{number}\n"));
+        assert!(runs_installed(&site, number));
+    }
+    assert_eq!(get(site.address(), "/").status(), 200);
+    assert_eq!(code(&site.proxy(&["stop"])), 0);
+    await_end(number);
+    assert!(!pid_file.exists());
+}
+
+/// Whoever asks while the program changes is answered by the one or by the other.
+#[test]
+fn callers_that_come_during_an_upgrade_are_answered() {
+    let site = site();
+    let daemon = launch(&site, &[], &[]);
+    for _ in 0..3 {
+        install_next(&site);
+        std::thread::scope(|scope| {
+            let ask = |command: &'static str| {
+                let site = &site;
+                move || (command, site.proxy(&[command]))
+            };
+            let mut asked = vec![scope.spawn(ask("upgrade"))];
+            for _ in 0..6 {
+                asked.extend(["reload-socket", "status", "reload"].map(|command| scope.spawn(ask(command))));
+            }
+            for (command, output) in asked.into_iter().map(|caller| caller.join().unwrap()) {
+                assert_eq!(code(&output), 0, "{command}: {output:?}");
+            }
+        });
+        has_become_it(&site, &daemon);
+    }
+}
+
+#[test]
+fn workers_of_the_program_before_are_looked_after() {
+    let (origin, gate) = Origin::gated();
+    let site = Site::proxying(&[origin.address], "[reload]\nhard-stop-after = \"1m\"\n");
+    let mut daemon = launch(&site, &[], &[]);
+    let mut client = Client::connect(site.address());
+    client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    gate.arrived();
+    let first = serving(&site.status());
+    install_next(&site);
+    upgraded(&site);
+    install_next(&site);
+    upgraded(&site);
+    // Two programs later it still drains, and what it serves ends whole.
+    let status = site.status();
+    let generations = status["generations"].as_array().unwrap();
+    assert!(generations.iter().any(|one| one["pid"] == first && one["state"] == "draining"), "{status:#}");
+    gate.release();
+    assert!(client.response().is_some_and(|answer| answer.complete && answer.text() == "first half, second half"));
+    await_end(first);
+    // One that is killed is buried, and replaced by a worker of the new program.
+    let second = serving(&site.status());
+    kill(pid(second), Signal::SIGKILL).unwrap();
+    site.await_status("another worker", |status| {
+        let all = status["generations"].as_array().unwrap();
+        all.len() == 1 && all[0]["pid"] != second && all[0]["state"] == "serving"
+    });
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.wait().success());
+}
+
+#[test]
+fn promise_17_tickets_and_counters_outlive_the_program() {
+    let (origin, stats) = (Origin::echo(), Port::new());
+    let page = format!("[stats]\nbind = \"{}\"\nuri = \"/stats\"\n", stats.address);
+    let site = Site::proxying(&[origin.address], &page);
+    Pair::written(site.folder.path(), "cert.pem", "localhost");
+    let text = Site::text(&[origin.address], &page);
+    site.configure(&text.replace("backend = \"pool\"", "backend = \"pool\"\ntls.certificates = [\"{dir}/cert.pem\"]"));
+    let _daemon = launch(&site, &[], &[]);
+    let client = TlsClient::new(&[&TLS13]);
+    let ask = || client.get(site.address(), "localhost");
+    assert_eq!(ask().kind, HandshakeKind::Full);
+    let requests = || {
+        let csv = get(stats.address, "/stats;csv").text();
+        let row = csv.lines().find(|line| line.starts_with("web,FRONTEND,")).unwrap();
+        row.split(',').nth(7).unwrap().parse::<u64>().unwrap()
+    };
+    for _ in 0..3 {
+        install_next(&site);
+        upgraded(&site);
+        assert_eq!(ask().kind, HandshakeKind::Resumed);
+    }
+    assert_eq!(requests(), 4, "one session of each client, whoever counted it");
+}
+
+/// What `proxy version --json` says of a program that speaks these versions.
+fn speaking(program: &str, manifest: (u32, u32), messages: (u32, u32)) -> String {
+    let span = |(oldest, newest)| json!({ "oldest": oldest, "newest": newest });
+    json!({ "program": program, "manifest": span(manifest), "messages": span(messages) }).to_string()
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds speak other versions")]
+fn promise_28_neighbouring_versions_take_over_from_each_other_up_and_down() {
+    let site = site();
+    let versions = site.path("versions");
+    let daemon = launch(&site, &[], &[("PROXY_VERSIONS", &versions.to_string_lossy())]);
+    let load = Load::start(site.address(), &load::ALL);
+    let next = speaking("next", (1, 2), (1, 2));
+    let one_after = speaking("one after", (2, 3), (2, 3));
+    // Up twice, and down twice.
+    for pretended in [Some(&next), Some(&one_after), Some(&next), None] {
+        install_next(&site);
+        match pretended {
+            Some(text) => fs::write(&versions, text).unwrap(),
+            None => fs::remove_file(&versions).unwrap(),
+        }
+        load.more(20);
+        upgraded(&site);
+        has_become_it(&site, &daemon);
+        load.more(20);
+    }
+    // Two at once is one too many, and costs nothing.
+    install_next(&site);
+    fs::write(&versions, &one_after).unwrap();
+    stays(&site, &daemon, 1, "restart instead");
+    load.more(20);
+    load.must_have_succeeded(200);
+}
+
+#[test]
+fn promise_35_pid_file_and_main_pid_name_the_living_master_through_upgrades() {
+    let site = site();
+    let pid_file = site.path("proxy.pid");
+    let path = pid_file.to_string_lossy().into_owned();
+    let daemon = launch(&site, &["-p", &path], &[]);
+    let (master, over) = (daemon.pid(), std::sync::atomic::AtomicBool::new(false));
+    let samples = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut samples = 0_usize;
+            while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                assert_eq!(fs::read_to_string(&pid_file).unwrap(), format!("{master}\n"));
+                assert!(!support::has_ended(master));
+                samples += 1;
+            }
+            samples
+        });
+        let deadline = Instant::now() + PATIENCE;
+        for _ in 0..5 {
+            assert!(Instant::now() < deadline && !watch.is_finished());
+            install_next(&site);
+            upgraded(&site);
+            assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+        }
+        over.store(true, std::sync::atomic::Ordering::SeqCst);
+        watch.join().unwrap()
+    });
+    assert!(samples > 50, "{samples}");
+}
