@@ -97,7 +97,7 @@ fn the_default_configuration_serves_as_it_is_installed() {
         .output()
         .unwrap();
     let answer = text(&answer.stdout);
-    assert!(answer.starts_with("HTTP/1.0 503 Service Unavailable"), "{answer}");
+    assert!(answer.starts_with("HTTP/2 503"), "{answer}");
     assert!(answer.contains("No server is available"), "{answer}");
     assert!(get(statistics.address, "/admin?stats").text().contains("www-backend"));
     // Facility local0, severity info for requests, notice for events.

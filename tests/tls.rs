@@ -158,12 +158,21 @@ fn groups_can_be_restricted() {
 }
 
 #[test]
-fn a_client_that_offers_http_2_is_told_http_1_1() {
-    let (site, _daemon) = running("");
+fn a_client_that_offers_http_2_gets_it_where_it_is_offered() {
+    let offer = |client: &mut TlsClient, protocols: &[&[u8]]| {
+        client.config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    };
     let mut client = TlsClient::new(&BOTH);
-    client.config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let answer = client.get(site.address(), "localhost");
-    assert_eq!(answer.session().alpn_protocol(), Some(&b"http/1.1"[..]));
+    let (site, _daemon) = running("");
+    offer(&mut client, &[b"h2", b"http/1.1"]);
+    assert_eq!(client.shake(site.address(), "localhost").unwrap().conn.alpn_protocol(), Some(&b"h2"[..]));
+    offer(&mut client, &[b"http/1.1"]);
+    assert_eq!(client.get(site.address(), "localhost").session().alpn_protocol(), Some(&b"http/1.1"[..]));
+    offer(&mut client, &[]);
+    assert_eq!(client.get(site.address(), "localhost").session().alpn_protocol(), None);
+    let (site, _daemon) = running("alpn = [\"http/1.1\"]");
+    offer(&mut client, &[b"h2", b"http/1.1"]);
+    assert_eq!(client.get(site.address(), "localhost").session().alpn_protocol(), Some(&b"http/1.1"[..]));
 }
 
 #[test]

@@ -242,6 +242,9 @@ pub struct Frontend {
     pub maxconn: Option<u32>,
     /// TLS, when certificates are given.
     pub tls: Option<TlsServer>,
+    /// What clients speak where no TLS lets them choose.
+    #[serde(default)]
+    pub proto: Proto,
     /// Edits of the request's header on its way to the server.
     pub request_headers: HeaderEdits,
     /// Edits of the response's header on its way to the client.
@@ -275,6 +278,19 @@ pub enum Mode {
     Tcp,
 }
 
+/// What clients of a frontend without TLS speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Proto {
+    /// HTTP/1.
+    #[default]
+    H1,
+    /// HTTP/2 by prior knowledge (RFC 9113 section 3.3).
+    H2,
+    /// Either, as their first bytes say.
+    Auto,
+}
+
 /// Client-side timeouts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClientTimeouts {
@@ -295,6 +311,13 @@ pub struct Limits {
     pub headers: usize,
     /// Bytes of a request target.
     pub uri_length: usize,
+    /// Requests of one HTTP/2 connection under way at a time.
+    #[serde(default = "streams")]
+    pub streams: u32,
+}
+
+pub(super) fn streams() -> u32 {
+    100
 }
 
 /// A raw HTTP response that replaces the built-in page of a status.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::bundle::tunnel_timeout;
+use super::bundle::{streams, tunnel_timeout};
 use super::process::access_format;
 use super::section::Section;
 use super::{ClientTimeouts, ConnectionMode, ErrorPage, Limits, Mode};
@@ -50,7 +50,7 @@ impl Default for Settings {
                 http_request: Duration::from_secs(10),
                 http_keep_alive: Duration::from_secs(60),
             },
-            limit: Limits { header_size: 16 * 1024, headers: 100, uri_length: 8 * 1024 },
+            limit: Limits { header_size: 16 * 1024, headers: 100, uri_length: 8 * 1024, streams: streams() },
             error_pages: Vec::new(),
         }
     }
@@ -126,6 +126,7 @@ impl Settings {
             set(&mut self.limit.header_size, limit.size("header-size"));
             set(&mut self.limit.headers, limit.integer("headers", 1..=10_000).map(|count| count as usize));
             set(&mut self.limit.uri_length, limit.size("uri-length"));
+            set(&mut self.limit.streams, limit.integer("streams", 1..=10_000));
             limit.finish();
         }
         if let Some(pages) = section.table("error-pages") {

@@ -8,7 +8,7 @@ use super::listen::binds;
 use super::route::{named_backend, routes};
 use super::rule::rule;
 use super::section::{Section, Text, as_text};
-use super::{Frontend, HeaderEdits, Mode, TlsServer};
+use super::{Frontend, HeaderEdits, Mode, Proto, TlsServer, tls};
 
 /// Fields that belong to a connection or to framing: editing them would break messages.
 const PROTECTED: [&str; 9] = [
@@ -49,7 +49,8 @@ pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundi
         inspect,
         routes,
         maxconn: section.integer("maxconn", 1..=10_000_000),
-        tls: section.table("tls").map(|tls| tls_server(tls, around.tls)),
+        proto: proto(&mut section),
+        tls: section.table("tls").map(|tls| tls_server(tls, (settings.mode, around.tls))),
         request_headers: edits(section.table("request-headers")),
         response_headers: edits(section.table("response-headers")),
         rules,
@@ -66,8 +67,16 @@ pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundi
 }
 
 /// Keys of a frontend that say something of requests.
-const OF_REQUESTS: [&str; 7] =
-    ["rule", "request-headers", "response-headers", "connection-mode", "forwarded-for", "limit", "error-pages"];
+const OF_REQUESTS: [&str; 8] = [
+    "proto",
+    "rule",
+    "request-headers",
+    "response-headers",
+    "connection-mode",
+    "forwarded-for",
+    "limit",
+    "error-pages",
+];
 
 /// Takes out of the settings what bytes alone cannot give, and refuses what asks for more.
 fn suit_tcp(section: &mut Section<'_>, settings: &mut Settings) {
@@ -101,8 +110,41 @@ fn backend(section: &mut Section<'_>, (mode, backends): (Mode, &[(String, Mode)]
     named_backend(&name, mode, backends, section)
 }
 
-fn tls_server(mut section: Section<'_>, defaults: &TlsDefaults) -> TlsServer {
+/// What clients speak; over TLS they say so themselves.
+fn proto(section: &mut Section<'_>) -> Proto {
+    let words = [("h1", Proto::H1), ("h2", Proto::H2), ("auto", Proto::Auto)];
+    let proto = section.choice("proto", &words);
+    if proto.is_some() && section.value("tls").is_some() {
+        let fix = "write tls.alpn = [\"h2\", \"http/1.1\"], or leave `proto` out";
+        section.report.error(section.place("proto"), "over TLS clients choose by ALPN", fix);
+    }
+    proto.unwrap_or_default()
+}
+
+/// Application protocols, preferred first.
+fn alpn(section: &mut Section<'_>, mode: Mode) -> Vec<String> {
+    if mode == Mode::Tcp {
+        section.refuse(&["alpn"], "means nothing where no request is understood", "leave it out");
+        return vec![String::from("http/1.1")];
+    }
+    let mut protocols = Vec::new();
+    let texts = section.texts("alpn");
+    for text in &texts {
+        if !["h2", "http/1.1"].contains(&text.text.as_str()) {
+            let message = format!("`{}` is no protocol spoken here", text.text);
+            section.report.error(text.span.clone(), message, "write \"h2\" or \"http/1.1\"");
+        }
+        protocols.push(text.text.clone());
+    }
+    if section.value("alpn").is_some() && texts.is_empty() {
+        section.report.error(section.place("alpn"), "no protocol at all", "name one, or leave it out for both");
+    }
+    if protocols.is_empty() { tls::alpn() } else { protocols }
+}
+
+fn tls_server(mut section: Section<'_>, (mode, defaults): (Mode, &TlsDefaults)) -> TlsServer {
     let settings = defaults.with(&mut section);
+    let alpn = alpn(&mut section, mode);
     let mut loaded = Vec::new();
     for item in section.items("certificates") {
         loaded.extend(certificate(item, &section, defaults));
@@ -115,7 +157,7 @@ fn tls_server(mut section: Section<'_>, defaults: &TlsDefaults) -> TlsServer {
         );
     }
     section.finish();
-    TlsServer { certificates: loaded, tls12: settings.tls12, ciphers: settings.ciphers, groups: settings.groups }
+    TlsServer { certificates: loaded, alpn, tls12: settings.tls12, ciphers: settings.ciphers, groups: settings.groups }
 }
 
 fn edits(section: Option<Section<'_>>) -> HeaderEdits {

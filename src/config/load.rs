@@ -27,13 +27,25 @@ pub fn load(path: &Path, check_format: &dyn Fn(&str) -> Result<(), String>) -> R
         let brief = format!("cannot read {}: {error}", path.display());
         Rejected { rendered: format!("error: {brief}"), brief, errors: 1 }
     })?;
-    let report = Report::new(path, &source);
-    let (table, syntax) = DeTable::parse_recoverable(&source);
+    load_text(path, &source, check_format)
+}
+
+/// As [`load`], of a text that is, or might become, the file's.
+///
+/// # Errors
+/// Every problem of the text at once.
+pub fn load_text(
+    path: &Path,
+    source: &str,
+    check_format: &dyn Fn(&str) -> Result<(), String>,
+) -> Result<Loaded, Rejected> {
+    let report = Report::new(path, source);
+    let (table, syntax) = DeTable::parse_recoverable(source);
     for error in &syntax {
         report.error(error.span().unwrap_or(0..0), format!("not TOML: {}", error.message()), "here");
     }
     let span = 0..0;
-    let bundle = read(Section::new(table.get_ref(), span, "", &report), &source, check_format);
+    let bundle = read(Section::new(table.get_ref(), span, "", &report), source, check_format);
     let (rendered, errors) = report.errors();
     if errors > 0 {
         return Err(Rejected { rendered, brief: report.brief(), errors });

@@ -59,7 +59,7 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-pub use load::{admin_socket, load};
+pub use load::{admin_socket, load, load_text};
 pub use rights::{may_become_anybody, may_confine, may_give_to};
 
 /// Bytes as base64 text, for `#[serde(with)]`.

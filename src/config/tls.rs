@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 pub struct TlsServer {
     /// Certificates; the first is the default for unknown or absent SNI.
     pub certificates: Vec<Certificate>,
+    /// Application protocols offered (ALPN), preferred first; never empty.
+    #[serde(default = "alpn")]
+    pub alpn: Vec<String>,
     /// Whether TLS 1.2 is offered beside 1.3.
     pub tls12: bool,
     /// IANA names of the cipher suites offered, in order; empty is the library's list.
@@ -17,6 +20,10 @@ pub struct TlsServer {
     pub ciphers: Vec<String>,
     /// Key-exchange groups by name (`X25519MLKEM768`, `X25519`, `P-256`, `P-384`); empty is the library's list.
     pub groups: Vec<String>,
+}
+
+pub(super) fn alpn() -> Vec<String> {
+    vec![String::from("h2"), String::from("http/1.1")]
 }
 
 /// A certificate chain with its key, already proven to match.

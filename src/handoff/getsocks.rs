@@ -30,7 +30,14 @@ const MOST: i32 = 100_000;
 /// # Errors
 /// Nobody there, refused, or another protocol.
 pub fn take(path: &Path) -> Result<Vec<OwnedFd>, HandoffError> {
-    let mut stream = UnixStream::connect(path).map_err(HandoffError::Io)?;
+    take_from(UnixStream::connect(path).map_err(HandoffError::Io)?)
+}
+
+/// As [`take`], over a connection.
+///
+/// # Errors
+/// Refused, or another protocol.
+pub fn take_from(mut stream: UnixStream) -> Result<Vec<OwnedFd>, HandoffError> {
     stream.set_read_timeout(Some(PATIENCE)).map_err(HandoffError::Io)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(HandoffError::Io)?;
     stream.write_all(format!("{COMMAND}\n").as_bytes()).map_err(HandoffError::Io)?;

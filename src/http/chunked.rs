@@ -2,6 +2,7 @@
 //! Called by `proxy` with body bytes as they arrive.
 //! Never forwards sizes, extensions or trailers as received: everything is written anew.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::ops::Range;
 
@@ -166,7 +167,7 @@ fn step(state: State, byte: u8) -> Result<State, Refusal> {
 }
 
 /// Fields that frame, route, authenticate or describe content may not trail (RFC 9110 section 6.5.1).
-fn may_trail(name: &[u8], id: Name) -> bool {
+pub(super) fn may_trail(name: &[u8], id: Name) -> bool {
     const FORBIDDEN: [&[u8]; 14] = [
         b"authorization",
         b"cache-control",
@@ -191,6 +192,27 @@ pub(super) fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Lines of a trailer section without those of these names.
+#[must_use]
+pub fn without_fields<'a>(lines: &'a [u8], dropped: &[String]) -> Cow<'a, [u8]> {
+    if dropped.is_empty() || lines.is_empty() {
+        return Cow::Borrowed(lines);
+    }
+    let mut kept = Vec::new();
+    let mut at = 0;
+    while let Ok((field, next)) = parse_field(lines, at) {
+        let name = field.name.of(lines);
+        if !dropped.iter().any(|dropped| dropped.as_bytes().eq_ignore_ascii_case(name)) {
+            kept.extend_from_slice(&lines[at..next]);
+        }
+        at = next;
+        if at == lines.len() {
+            break;
+        }
+    }
+    Cow::Owned(kept)
 }
 
 /// Writes `1f\r\n`; the caller appends the data and `\r\n`. `len` must not be 0, that is the last chunk.

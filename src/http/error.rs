@@ -71,6 +71,9 @@ pub enum Refusal {
     /// Neither 1.0 nor 1.1.
     #[error("HTTP version not supported")]
     Version,
+    /// Field of a connection in HTTP/2, which has none (RFC 9113 section 8.2.2).
+    #[error("connection-specific field in HTTP/2")]
+    ConnectionField,
     /// Tunnels are not offered.
     #[error("CONNECT refused")]
     ConnectRefused,

@@ -5,6 +5,7 @@
 mod chunked;
 mod error;
 mod framing;
+pub mod h2;
 mod line;
 mod name;
 mod pages;
@@ -15,7 +16,7 @@ mod response;
 mod span;
 mod upgrade;
 
-pub use chunked::{Chunked, Decoded, write_chunk_header, write_last_chunk};
+pub use chunked::{Chunked, Decoded, without_fields, write_chunk_header, write_last_chunk};
 pub use error::Refusal;
 pub use framing::Body;
 pub use line::HeadLimits;

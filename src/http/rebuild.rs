@@ -11,6 +11,27 @@ use super::request::split_absolute;
 use super::{Body, Field, Method, Name, RequestHead, ResponseHead, Version};
 use crate::config::HeaderEdits;
 
+/// Where fields are written: the text of an HTTP/1 head, or the list of an HTTP/2 one.
+pub(super) trait Fields {
+    /// Adds a field that was checked before.
+    fn put(&mut self, name: &[u8], value: &[u8]);
+}
+
+impl Fields for Vec<u8> {
+    fn put(&mut self, name: &[u8], value: &[u8]) {
+        write_field(self, name, value);
+    }
+}
+
+impl Fields for http::HeaderMap {
+    fn put(&mut self, name: &[u8], value: &[u8]) {
+        // Neither fails for what the parsers let through.
+        if let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value)) {
+            self.append(name, value);
+        }
+    }
+}
+
 /// How a request changes on its way to the server.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestRewrite<'a> {
@@ -76,21 +97,18 @@ pub fn rebuild_request(
             _ => out.extend_from_slice(b"Host:\r\n"),
         }
     }
+    let framing = head.framing();
     let kept = |field: &Field| match field.id {
         Name::Other => true,
         // An expectation in HTTP/1.0 is ignored (RFC 9110 section 10.1.1); passed on as HTTP/1.1 it would count.
-        Name::Expect => head.version == Version::Http11,
-        Name::Trailer => head.body == Body::Chunked,
+        Name::Expect => head.version != Version::Http10,
+        Name::Trailer => framing == Body::Chunked,
         _ => false,
     };
     copy_fields(out, buf, fields, rewrite.edits, kept);
     write_edits(out, rewrite.edits);
-    if let Some(address) = rewrite.forwarded_for {
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, "X-Forwarded-For: {}\r\n", address.to_canonical());
-    }
-    let trailers = |f: &Field| f.id == Name::Te && tokens(f.value.of(buf)).any(|t| t.eq_ignore_ascii_case(b"trailers"));
-    let te = fields.iter().any(trailers);
+    rewrite.write_own(out);
+    let te = head.takes_trailers(buf, fields);
     if let Some(protocols) = head.upgrade {
         write_field(out, b"Upgrade", protocols.of(buf));
     }
@@ -102,8 +120,31 @@ pub fn rebuild_request(
         (false, true) => b"Connection: close\r\n",
         (false, false) => b"",
     });
-    write_framing(out, head.body);
+    write_framing(out, framing);
     out.extend_from_slice(b"\r\n");
+}
+
+impl RequestRewrite<'_> {
+    /// Writes what is ours to say.
+    pub(super) fn write_own(&self, out: &mut impl Fields) {
+        if let Some(address) = self.forwarded_for {
+            out.put(b"X-Forwarded-For", address.to_canonical().to_string().as_bytes());
+        }
+    }
+}
+
+impl RequestHead {
+    /// Framing of the body towards a server that speaks HTTP/1: one that ends with its stream is chunked there.
+    #[must_use]
+    pub fn framing(&self) -> Body {
+        if self.body == Body::UntilClose { Body::Chunked } else { self.body }
+    }
+
+    /// Whether the client wants to know about trailers.
+    pub(super) fn takes_trailers(&self, buf: &[u8], fields: &[Field]) -> bool {
+        let named = |value: &[u8]| tokens(value).any(|token| token.eq_ignore_ascii_case(b"trailers"));
+        fields.iter().any(|field| field.id == Name::Te && named(field.value.of(buf)))
+    }
 }
 
 /// Writes the head of `head` for the client; interim responses get neither Connection nor framing.
@@ -118,14 +159,7 @@ pub fn rebuild_response(
     out.extend_from_slice(head.reason.of(buf));
     out.extend_from_slice(b"\r\n");
     let interim = head.status < 200;
-    let own_length = rewrite.body == Body::None && !interim && head.status != 204;
-    let kept = |field: &Field| match field.id {
-        Name::Other | Name::Host | Name::Expect => true,
-        Name::ContentLength => own_length,
-        Name::Trailer => rewrite.body == Body::Chunked,
-        _ => false,
-    };
-    copy_fields(out, buf, fields, rewrite.edits, kept);
+    copy_fields(out, buf, fields, rewrite.edits, |field| rewrite.keeps(head, field.id));
     write_edits(out, rewrite.edits);
     if let Some(protocol) = head.upgrade {
         write_field(out, b"Upgrade", protocol.of(buf));
@@ -136,6 +170,18 @@ pub fn rebuild_response(
         write_framing(out, rewrite.body);
     }
     out.extend_from_slice(b"\r\n");
+}
+
+impl ResponseRewrite<'_> {
+    /// Whether a field of a response is passed on.
+    pub(super) fn keeps(&self, head: &ResponseHead, name: Name) -> bool {
+        match name {
+            Name::Other | Name::Host | Name::Expect => true,
+            Name::ContentLength => self.body == Body::None && head.status >= 200 && head.status != 204,
+            Name::Trailer => self.body == Body::Chunked,
+            _ => false,
+        }
+    }
 }
 
 pub(super) fn write_persistence(out: &mut Vec<u8>, persistence: Persistence) {
@@ -157,13 +203,19 @@ fn write_framing(out: &mut Vec<u8>, body: Body) {
 }
 
 /// Copies what passes `kept`, is not nominated by Connection and is not removed or replaced by an edit.
-fn copy_fields(out: &mut Vec<u8>, buf: &[u8], fields: &[Field], edits: &HeaderEdits, kept: impl Fn(&Field) -> bool) {
+pub(super) fn copy_fields(
+    out: &mut impl Fields,
+    buf: &[u8],
+    fields: &[Field],
+    edits: &HeaderEdits,
+    kept: impl Fn(&Field) -> bool,
+) {
     let nominations = fields.iter().any(|field| field.id == Name::Connection && nominates(field.value.of(buf)));
     for field in fields.iter().filter(|field| kept(field)) {
         let name = field.name.of(buf);
         let hop = nominations && field.id == Name::Other && is_nominated(name, buf, fields);
         if !hop && !deletes(edits, name) && !sets(edits, name) {
-            write_field(out, name, field.value.of(buf));
+            out.put(name, field.value.of(buf));
         }
     }
 }
@@ -187,14 +239,18 @@ fn sets(edits: &HeaderEdits, name: &[u8]) -> bool {
 
 /// Writes replacements, then additions. Framing and hop-by-hop names are this module's alone; control bytes are left
 /// out, so that no configured value can end its line.
-pub(super) fn write_edits(out: &mut Vec<u8>, edits: &HeaderEdits) {
+pub(super) fn write_edits(out: &mut impl Fields, edits: &HeaderEdits) {
     for (name, value) in edits.set.iter().chain(&edits.add) {
         if Name::of(name.as_bytes()).is_connection_level() {
             continue;
         }
-        out.extend(name.bytes().filter(|&b| super::line::is_token(b)));
-        out.extend_from_slice(b": ");
-        out.extend(value.bytes().filter(|&b| super::line::is_value(b)));
-        out.extend_from_slice(b"\r\n");
+        let (name, value) = (name.as_bytes(), value.as_bytes());
+        if name.iter().all(|&b| super::line::is_token(b)) && value.iter().all(|&b| super::line::is_value(b)) {
+            out.put(name, value);
+            continue;
+        }
+        let name: Vec<u8> = name.iter().copied().filter(|&b| super::line::is_token(b)).collect();
+        let value: Vec<u8> = value.iter().copied().filter(|&b| super::line::is_value(b)).collect();
+        out.put(&name, &value);
     }
 }

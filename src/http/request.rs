@@ -33,7 +33,7 @@ impl Method {
         matches!(self, Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options | Self::Trace)
     }
 
-    fn of(text: &[u8]) -> Self {
+    pub(super) fn of(text: &[u8]) -> Self {
         match text {
             b"GET" => Self::Get,
             b"HEAD" => Self::Head,
@@ -56,6 +56,8 @@ pub enum Version {
     Http10,
     /// HTTP/1.1.
     Http11,
+    /// HTTP/2.
+    Http2,
 }
 
 impl Version {
@@ -89,7 +91,7 @@ pub struct RequestHead {
     pub version: Version,
     /// Host, or the authority of an absolute target.
     pub host: Option<Span>,
-    /// Framing; never `UntilClose`.
+    /// Framing; `UntilClose` is a body of HTTP/2 that ends with its stream.
     pub body: Body,
     /// Whether the client wants the connection kept.
     pub keep_alive: bool,
@@ -246,7 +248,7 @@ fn find_host(buf: &[u8], fields: &[Field], version: Version, authority: Option<S
 }
 
 /// `uri-host [":" port]` of RFC 9110 section 7.2; may be empty.
-fn is_host(text: &[u8]) -> bool {
+pub(super) fn is_host(text: &[u8]) -> bool {
     if text.is_empty() {
         return true;
     }

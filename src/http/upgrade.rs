@@ -46,7 +46,7 @@ pub fn is_switch_between(asked: &[u8], switched: &[u8]) -> bool {
 }
 
 /// `protocol-name ["/" protocol-version]`, and no other way to ask for resources.
-fn may_be_tunnelled(protocol: &[u8]) -> bool {
+pub(super) fn may_be_tunnelled(protocol: &[u8]) -> bool {
     let mut parts = protocol.split(|&byte| byte == b'/');
     let name = parts.next().unwrap_or_default();
     let version = parts.next().unwrap_or(b"1");

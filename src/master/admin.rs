@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -21,6 +22,8 @@ use crate::handoff::getsocks::COMMAND;
 
 /// Callers served at a time; the others wait in the kernel's queue.
 const MOST_CALLERS: usize = 256;
+/// Callers that wait there.
+const QUEUE: i32 = 1024;
 /// Pause after accept(2) failed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest command line.
@@ -142,17 +145,10 @@ impl AdminSocket {
         }
         let draft = admin.socket.with_extension(format!("sock.{}", std::process::id()));
         let _absent = fs::remove_file(&draft);
-        let listener = StdUnixListener::bind(&draft)?;
-        listener.set_nonblocking(true)?;
-        fs::set_permissions(&draft, fs::Permissions::from_mode(admin.mode))?;
-        if let Some(group) = &admin.group
-            && let Ok(Some(group)) = nix::unistd::Group::from_name(group)
-            && may_give_to(group.gid)
-        {
-            nix::unistd::chown(&draft, None, Some(group.gid))?;
-        }
+        let socket = bind(admin, &draft)?;
         let inode = fs::metadata(&draft)?.ino();
-        let mut socket = Self::serve(listener, inode, admin.clone(), events)?;
+        socket.listen(QUEUE)?;
+        let mut socket = Self::serve(socket.into(), inode, admin.clone(), events)?;
         socket.draft = Some(draft);
         Ok(socket)
     }
@@ -210,6 +206,20 @@ impl AdminSocket {
         self.task = accepting(&self.listener, &self.rights, &self.asking, &self.events)?;
         Ok(())
     }
+}
+
+/// A socket that has its rights and does not listen yet: until it has them, whoever the umask lets in is refused.
+fn bind(admin: &Admin, path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(admin.mode))?;
+    if let Some(group) = &admin.group
+        && let Ok(Some(group)) = nix::unistd::Group::from_name(group)
+        && may_give_to(group.gid)
+    {
+        nix::unistd::chown(path, None, Some(group.gid))?;
+    }
+    Ok(socket)
 }
 
 impl Drop for AdminSocket {
@@ -348,6 +358,26 @@ mod tests {
         ] {
             assert_eq!(permitted(request, level, trusted), expected, "{request:?} {level:?} {trusted}");
         }
+    }
+
+    #[test]
+    fn nobody_is_let_in_before_the_socket_has_its_rights() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let admin = Admin {
+            socket: path.clone(),
+            mode: 0o600,
+            group: None,
+            level: AdminLevel::Admin,
+            timeout: PAUSE,
+            expose_listeners: false,
+        };
+        let socket = bind(&admin, &path).unwrap();
+        let early = std::os::unix::net::UnixStream::connect(&path).unwrap_err();
+        assert_eq!(early.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        socket.listen(QUEUE).unwrap();
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
     }
 
     #[test]

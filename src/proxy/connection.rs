@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::{MsgFlags, recv};
@@ -17,17 +17,18 @@ use tokio::net::TcpStream;
 use super::io::{ClientStream, poll_read_with};
 use super::timer::Timer;
 use super::{Site, Thread};
-use super::{address, request, session};
-use crate::config::Mode;
+use super::{address, h2_connection, request, session};
+use crate::config::{Mode, Proto};
 use crate::handoff::messages::{MovingClient, MovingTunnel};
 use crate::http::Field;
+use crate::http::h2::PREFACE;
 use crate::logging::Endpoint;
 use crate::stats::{Counter, Gauge};
 use crate::upstream::Backend;
 
 /// How long an orderly close waits for the client's own end, so that a reset cannot overtake our
 /// last answer (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Bytes that the TLS library may hold back, one record.
 const TLS_BUFFER: usize = 16 * 1024;
 /// More time than any offer takes.
@@ -132,7 +133,7 @@ pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: 
     let Some(client) = Client::new(stream, timer, peer, (thread, Rc::clone(&site))) else { return };
     let mut client = Client { began, ..client };
     match site.config().mode {
-        Mode::Http => run(client).await,
+        Mode::Http => converse(client).await,
         Mode::Tcp => session::serve(&mut client).await,
     }
 }
@@ -148,7 +149,7 @@ pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past:
         client.input = past.unread;
         client.requests = past.requests;
         client.left = Some(past.left);
-        run(client).await;
+        converse(client).await;
     }
 }
 
@@ -169,6 +170,43 @@ pub async fn resume_tunnel(
     session::resume(&mut client, (&backend, place), server, past).await;
 }
 
+/// Goes on in the protocol that the client has chosen: by ALPN over TLS, by its first bytes where that is allowed.
+async fn converse(mut client: Client) {
+    let proto = client.site.config().proto;
+    let h2 = match client.stream.protocol() {
+        Some(protocol) => protocol == b"h2",
+        None if proto == Proto::Auto && client.requests == 0 => begins_with_preface(&mut client).await,
+        // HTTP/2 never moves: what comes from another worker is HTTP/1, whatever is configured by now.
+        None => proto == Proto::H2 && client.left.is_none(),
+    };
+    if h2 { h2_connection::serve(client).await } else { run(client).await }
+}
+
+/// Reads until it is certain whether the client begins with the preface of HTTP/2; whatever else happens is HTTP/1's.
+async fn begins_with_preface(client: &mut Client) -> bool {
+    poll_fn(|cx| {
+        loop {
+            let known = client.input.len().min(PREFACE.len());
+            if client.input[..known] != PREFACE[..known] || known == PREFACE.len() {
+                return Poll::Ready(known == PREFACE.len() && client.input.starts_with(PREFACE));
+            }
+            if client.timer.poll(cx).is_some() || client.may_leave() {
+                return Poll::Ready(false);
+            }
+            let input = &mut client.input;
+            let read = poll_read_with(&mut client.stream, cx, |bytes, _| {
+                input.extend_from_slice(bytes);
+                bytes.len()
+            });
+            match ready!(read) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Poll::Ready(false),
+            }
+        }
+    })
+    .await
+}
+
 async fn run(mut client: Client) {
     loop {
         match request::serve_one(&mut client).await {
@@ -180,7 +218,7 @@ async fn run(mut client: Client) {
             Next::Gone => return,
             Next::Abort => {
                 // Best effort: without it the client sees an end where there was a break.
-                let _ = client.stream.socket().set_zero_linger();
+                let _ = client.stream.socket().map(TcpStream::set_zero_linger);
                 return;
             }
         }
@@ -217,8 +255,18 @@ impl Client {
         peer: Option<Endpoint>,
         (thread, site): (Rc<Thread>, Rc<Site>),
     ) -> Option<Self> {
-        let local = address::local(stream.socket(), &site.config().binds)?;
-        Some(Self {
+        let local = address::local(stream.socket()?, &site.config().binds)?;
+        Some(Self::assemble(stream, timer, (peer.unwrap_or(local), local), (thread, site)))
+    }
+
+    /// A client of which nothing has been read.
+    pub(super) fn assemble(
+        stream: ClientStream,
+        timer: Timer,
+        (peer, local): (Endpoint, Endpoint),
+        (thread, site): (Rc<Thread>, Rc<Site>),
+    ) -> Self {
+        Self {
             stream,
             input: Vec::new(),
             head: Vec::new(),
@@ -226,7 +274,7 @@ impl Client {
             response_fields: Vec::new(),
             out: Vec::new(),
             timer,
-            peer: peer.unwrap_or(local),
+            peer,
             local,
             began: (SystemTime::now(), Instant::now()),
             requests: 0,
@@ -234,7 +282,7 @@ impl Client {
             stays: None,
             thread,
             site,
-        })
+        }
     }
 
     /// Whether the connection may go on in the next worker. TLS may not: its keys cannot be handed over.
@@ -262,7 +310,8 @@ impl Client {
             left: self.timer.left(),
         };
         (self.left, self.stays) = (Some(moving.left), Some(departure.successor()));
-        self.outcome(departure.offer(moving, self.stream.socket())).await
+        let Some(socket) = self.stream.socket() else { return false };
+        self.outcome(departure.offer(moving, socket)).await
     }
 
     /// Waits for what becomes of an offer.
@@ -291,7 +340,7 @@ impl Client {
     }
 
     /// Says goodbye, then waits briefly for the client's end if it had, or may have, more to say.
-    async fn close(mut self, sending: bool) {
+    pub(super) async fn close(mut self, sending: bool) {
         self.timer.set(LINGER);
         let unread = sending || !self.input.is_empty();
         poll_fn(|cx| {
@@ -300,12 +349,13 @@ impl Client {
             if said.is_pending() && self.timer.poll(cx).is_some() { Poll::Ready(()) } else { said }
         })
         .await;
-        if unread || has_unread(self.stream.socket()) {
+        if unread || self.stream.socket().is_some_and(has_unread) {
             self.discard().await;
         }
     }
 
-    async fn discard(&mut self) {
+    /// Takes in what the client still sends, until its end or the deadline.
+    pub(super) async fn discard(&mut self) {
         poll_fn(|cx| {
             loop {
                 if self.timer.poll(cx).is_some() {

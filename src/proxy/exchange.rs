@@ -51,6 +51,9 @@ impl Exchange<'_> {
                 let client_waits = self.request_open && !request.blocked_on_receiver;
                 return Poll::Ready(Err(alarm_before_response(alarm, client_waits)));
             }
+            if self.client.as_h2().is_some_and(|stream| stream.poll_gone(cx)) {
+                return Poll::Ready(Err(Failure::ClientAborted));
+            }
             if self.request_open
                 && let Err(failure) = self.poll_request(cx, request)
             {
@@ -134,6 +137,9 @@ impl Exchange<'_> {
         poll_fn(|cx| {
             if let Some(alarm) = self.timer.poll(cx) {
                 return Poll::Ready(Err(alarm_in_response(alarm, response.blocked_on_receiver)));
+            }
+            if self.client.as_h2().is_some_and(|stream| stream.poll_gone(cx)) {
+                return Poll::Ready(Err(Failure::ClientAborted));
             }
             if self.request_open && self.poll_request(cx, request).is_err() {
                 // The response is under way and decides; the connection closes after it.

@@ -32,7 +32,7 @@ impl End for ClientStream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
-            Self::Tls(_) => None,
+            Self::Tls(_) | Self::H2(_) => None,
         }
     }
 }

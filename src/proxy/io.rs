@@ -10,6 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use super::h2_stream::H2Stream;
+use crate::http::h2::Io;
+
 /// Bytes read at once. One buffer per thread serves all connections, so an idle connection owns none.
 const READ_SIZE: usize = 64 * 1024;
 
@@ -17,21 +20,42 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
 }
 
-/// A client's connection.
+/// A client's connection, or what stands in its place for one request.
 pub enum ClientStream {
     /// TCP as it is.
     Plain(TcpStream),
     /// TLS after its handshake.
     Tls(Box<TlsStream<TcpStream>>),
+    /// One stream of HTTP/2.
+    H2(Box<H2Stream>),
 }
 
 impl ClientStream {
-    /// The TCP socket below.
-    pub fn socket(&self) -> &TcpStream {
+    /// The TCP socket below, where it is this stream's alone.
+    pub fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::H2(_) => None,
         }
+    }
+
+    /// The application protocol that was agreed on (ALPN); `None` on plain connections and where there was no choice.
+    pub fn protocol(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+            Self::Plain(_) | Self::H2(_) => None,
+        }
+    }
+
+    /// Whether it is a stream of HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        matches!(self, Self::H2(_))
+    }
+
+    /// The stream, if it is one of HTTP/2.
+    pub fn as_h2(&mut self) -> Option<&mut H2Stream> {
+        if let Self::H2(stream) = self { Some(stream) } else { None }
     }
 }
 
@@ -40,6 +64,7 @@ impl AsyncRead for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::H2(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -49,6 +74,7 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::H2(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -56,14 +82,38 @@ impl AsyncWrite for ClientStream {
         match self.get_mut() {
             Self::Plain(_) => Poll::Ready(Ok(())),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::H2(stream) => Pin::new(stream).poll_flush(cx),
         }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::H2(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        !matches!(self, Self::H2(_))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::H2(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+impl Io for ClientStream {
+    fn take_trailers(&mut self) -> Vec<u8> {
+        self.as_h2().map(Io::take_trailers).unwrap_or_default()
     }
 }
 

@@ -5,11 +5,12 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use super::io::poll_read_with;
 use super::transcode::Transcoder;
 use crate::http::Refusal;
+use crate::http::h2::Io;
 
 /// Head and body on their way from one side to the other.
 pub struct Pump {
@@ -60,6 +61,11 @@ impl Pump {
         self.transcoder.is_finished()
     }
 
+    /// What came behind the body, for a receiver whose framing has another place for it.
+    pub fn trailers(&self) -> &[u8] {
+        self.transcoder.trailers()
+    }
+
     /// Gives back the buffer for the next head.
     pub fn into_buffer(self) -> Vec<u8> {
         let mut buffer = self.pending;
@@ -86,7 +92,7 @@ impl Pump {
         touch: &mut dyn FnMut(),
     ) -> Poll<Result<(), Broken>>
     where
-        R: AsyncRead + Unpin,
+        R: Io,
         W: AsyncWrite + Unpin,
     {
         loop {
@@ -100,14 +106,16 @@ impl Pump {
             }
             self.blocked_on_receiver = false;
             let read = ready!(poll_read_with(from, cx, |bytes, cx| {
-                if bytes.is_empty() {
-                    return if self.transcoder.end_of_input(&mut self.pending) { Ok(()) } else { Err(Broken::Sender) };
+                if !bytes.is_empty() {
+                    let taken = self.accept_and_send(cx, bytes, to)?;
+                    rest.extend_from_slice(&bytes[taken..]);
                 }
-                let taken = self.accept_and_send(cx, bytes, to)?;
-                rest.extend_from_slice(&bytes[taken..]);
-                Ok(())
+                Ok(bytes.is_empty())
             }));
-            read.map_err(|_error| Broken::Sender)??;
+            let ended = read.map_err(|_error| Broken::Sender)??;
+            if ended && !self.transcoder.end_of_input(&mut self.pending, &from.take_trailers()) {
+                return Poll::Ready(Err(Broken::Sender));
+            }
             touch();
         }
     }

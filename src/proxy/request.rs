@@ -11,16 +11,16 @@ use super::connection::{Client, Next};
 use super::exchange::Exchange;
 use super::io::poll_read_with;
 use super::pump::{Broken, Pump};
+use super::reply::{Opening, broken_response, check_no_switch, check_switch, pass_interim, persistence, plan_response};
 use super::respond::applies;
 use super::session;
 use super::tally::Tally;
 use super::timer::Alarm;
 use super::transcode::Transcoder;
-use super::{Failure, Side, Site};
-use crate::config::{Action, ConnectionMode, Destination, HeaderEdits};
+use super::{Failure, Side};
+use crate::config::{Action, ConnectionMode, Destination};
 use crate::http::{
-    Body, Field, Method, Persistence, Refusal, RequestHead, RequestRewrite, ResponseHead, ResponseRewrite, Span,
-    Version, is_switch_between, parse_request, rebuild_request, rebuild_response,
+    Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, parse_request, rebuild_request,
 };
 use crate::logging::Severity;
 use crate::stats::Counter;
@@ -35,25 +35,33 @@ pub async fn serve_one(client: &mut Client) -> Next {
         Ok(Received::Head(head)) => head,
         Ok(Received::Nothing) => return end_without_request(client),
         Ok(Received::Leaving) => return Next::Leave,
-        Err(failure) => {
-            let mut tally = Tally::new(client, None);
-            return fail(client, &mut tally, None, failure).await;
-        }
+        Err(failure) => return refuse(client, failure).await,
     };
-    let mut tally = Tally::new(client, Some(&head));
-    match process(client, &head, &mut tally).await {
+    answer(client, &head).await
+}
+
+/// Answers what never became a request.
+pub async fn refuse(client: &mut Client, failure: Failure) -> Next {
+    let mut tally = Tally::new(client, None);
+    fail(client, &mut tally, None, failure).await
+}
+
+/// Takes a request through its phases, whichever protocol it came in.
+pub async fn answer(client: &mut Client, head: &RequestHead) -> Next {
+    let mut tally = Tally::new(client, Some(head));
+    match process(client, head, &mut tally).await {
         // A tunnel has closed its account itself.
         Ok(Next::Gone) => Next::Gone,
         Ok(next) => {
             tally.finish(client, *b"--");
             next
         }
-        Err(failure) => fail(client, &mut tally, Some(&head), failure).await,
+        Err(failure) => fail(client, &mut tally, Some(head), failure).await,
     }
 }
 
 /// A connection that ends between requests: logged only where empty connections are wanted.
-fn end_without_request(client: &Client) -> Next {
+pub fn end_without_request(client: &Client) -> Next {
     if client.requests == 0 && client.site.config().log_empty {
         Tally::new(client, None).finish(client, *b"CR");
     }
@@ -213,14 +221,6 @@ impl Client {
     }
 }
 
-fn persistence(keep: bool, version: Version) -> Persistence {
-    match (keep, version) {
-        (false, _) => Persistence::Close,
-        (true, Version::Http11) => Persistence::KeepAliveImplicit,
-        (true, Version::Http10) => Persistence::KeepAliveExplicit,
-    }
-}
-
 /// Sends the request to a server and its response back.
 async fn forward(
     client: &mut Client,
@@ -334,7 +334,7 @@ fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) 
         close: mode != ConnectionMode::KeepAlive,
     };
     rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
-    let transcoder = Transcoder::new(head.body, head.body).edited(&config.request_headers);
+    let transcoder = Transcoder::new(head.body, head.framing()).edited(&config.request_headers);
     Pump::new(out, transcoder, &mut client.input).map_err(|broken| match broken {
         Broken::Framing(refusal) => Failure::Refused(refusal),
         Broken::Sender | Broken::Receiver => Failure::ClientAborted,
@@ -347,6 +347,17 @@ struct Done {
     reusable: bool,
 }
 
+impl Done {
+    fn new(request_done: bool, persistence: Persistence, response: &ResponseHead) -> Self {
+        let next = match (request_done, persistence) {
+            (false, _) => Next::Linger,
+            (true, Persistence::Close) => Next::Close,
+            (true, _) => Next::KeepAlive,
+        };
+        Self { next, reusable: response.keep_alive && response.body != Body::UntilClose && request_done }
+    }
+}
+
 async fn exchange(
     client: &mut Client,
     head: &RequestHead,
@@ -355,6 +366,7 @@ async fn exchange(
     (request, tally): (&mut Pump, &mut Tally),
 ) -> Result<Done, Failure> {
     let site = Rc::clone(&client.site);
+    let config = site.config();
     let sent_at = Instant::now();
     let must_close = client.must_close();
     let mut exchange = Exchange {
@@ -362,12 +374,13 @@ async fn exchange(
         client_rest: &mut client.input,
         server: connection,
         timer: &client.timer,
-        client_timeout: site.config().timeout.client,
+        client_timeout: config.timeout.client,
         server_timeout: backend.config().server_timeout,
         request_open: true,
     };
+    let fields = &mut client.response_fields;
     let response = loop {
-        let response = exchange.response(request, head.into(), &mut client.response_fields).await;
+        let response = exchange.response(request, head.into(), fields).await;
         tally.bytes_in = tally.head_in + request.bytes_in;
         let response = response?;
         if response.status >= 200 {
@@ -375,94 +388,38 @@ async fn exchange(
         }
         if let Some(protocol) = response.upgrade {
             check_switch(&exchange, (head, &client.head), protocol)?;
-        }
-        let interim = interim_head(&exchange, (head, &response), &client.response_fields, &site);
-        exchange.server.input.drain(..response.len);
-        let switched = response.upgrade.is_some();
-        if switched {
             tally.status = response.status;
             tally.answered(sent_at);
         }
-        tally.bytes_out += exchange.interim(&interim).await?;
-        if switched {
+        tally.bytes_out += pass_interim(&mut exchange, (head, &response), fields, config).await?;
+        if response.upgrade.is_some() {
             return Ok(Done { next: Next::Gone, reusable: false });
         }
     };
-    let mode = backend.config().connection_mode.max(site.config().connection_mode);
+    check_no_switch(head, &response)?;
+    let mode = backend.config().connection_mode.max(config.connection_mode);
     let may_keep = request.is_read() && mode != ConnectionMode::Close && !must_close;
     let plan = plan_response(head, &response, may_keep);
-    let mut out = Vec::with_capacity(512);
-    let rewrite =
-        ResponseRewrite { edits: &site.config().response_headers, persistence: plan.persistence, body: plan.body };
-    rebuild_response(&mut out, &exchange.server.input, &response, &client.response_fields, &rewrite);
+    let opening = Opening::new(&exchange, (&response, fields), &plan, &config.response_headers)?;
     exchange.server.input.drain(..response.len);
-    let transcoder = Transcoder::new(response.body, plan.body).edited(&site.config().response_headers);
-    let mut pump = Pump::new(out, transcoder, &mut exchange.server.input).map_err(broken_response)?;
+    let transcoder = Transcoder::new(response.body, plan.body).edited(&config.response_headers);
+    let mut pump = Pump::new(opening.text, transcoder, &mut exchange.server.input).map_err(broken_response)?;
     // Only now: a body that is broken from its first byte can still be answered otherwise.
     tally.status = response.status;
     tally.answered(sent_at);
+    if let (Some((head, size)), Some(stream)) = (opening.head, exchange.client.as_h2()) {
+        stream.respond(head, plan.body)?;
+        tally.bytes_out += size;
+    }
     let result = exchange.relay(request, &mut pump).await;
     let request_done = !exchange.request_open && request.is_read();
     tally.bytes_out += pump.bytes_out;
     tally.bytes_in = tally.head_in + request.bytes_in;
     result?;
-    let next = match (request_done, plan.persistence) {
-        (false, _) => Next::Linger,
-        (true, Persistence::Close) => Next::Close,
-        (true, _) => Next::KeepAlive,
-    };
-    let reusable = response.keep_alive && response.body != Body::UntilClose && request_done;
-    Ok(Done { next, reusable })
-}
-
-/// A 1xx as the client gets it: an old one gets none. A 101 is the last word, and edited as such.
-fn interim_head(
-    exchange: &Exchange<'_>,
-    (head, response): (&RequestHead, &ResponseHead),
-    fields: &[Field],
-    site: &Site,
-) -> Vec<u8> {
-    let mut out = Vec::new();
-    if head.version == Version::Http11 {
-        let edits = if response.upgrade.is_some() { &site.config().response_headers } else { &HeaderEdits::default() };
-        let rewrite = ResponseRewrite { edits, persistence: Persistence::KeepAliveImplicit, body: Body::None };
-        rebuild_response(&mut out, &exchange.server.input, response, fields, &rewrite);
+    if let Some(stream) = client.stream.as_h2() {
+        stream.finish(pump.trailers());
     }
-    out
-}
-
-/// A server switches to what it was asked for, once it has the whole request.
-fn check_switch(exchange: &Exchange<'_>, (head, buf): (&RequestHead, &[u8]), protocol: Span) -> Result<(), Failure> {
-    let asked = head.upgrade.map_or(&b""[..], |asked| asked.of(buf));
-    if exchange.request_open || !is_switch_between(asked, protocol.of(&exchange.server.input)) {
-        return Err(Failure::BadResponse(Refusal::SwitchedProtocols));
-    }
-    Ok(())
-}
-
-fn broken_response(broken: Broken) -> Failure {
-    match broken {
-        Broken::Framing(refusal) => Failure::BadResponse(refusal),
-        Broken::Sender | Broken::Receiver => Failure::ResponseTruncated,
-    }
-}
-
-/// Framing and persistence of a response towards the client.
-struct Plan {
-    body: Body,
-    persistence: Persistence,
-}
-
-/// `may_keep`: nothing but the messages themselves stands against keeping the connection. A request whose
-/// body is still coming when the answer starts may never be finished.
-fn plan_response(head: &RequestHead, response: &ResponseHead, may_keep: bool) -> Plan {
-    let body = match (response.body, head.version) {
-        (Body::Chunked | Body::UntilClose, Version::Http10) => Body::UntilClose,
-        (Body::Chunked | Body::UntilClose, Version::Http11) => Body::Chunked,
-        (body, _) => body,
-    };
-    let keep = may_keep && head.keep_alive && body != Body::UntilClose;
-    Plan { body, persistence: persistence(keep, head.version) }
+    Ok(Done::new(request_done, plan.persistence, &response))
 }
 
 fn millis(since: Instant) -> i64 {

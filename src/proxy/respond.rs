@@ -11,13 +11,20 @@ use super::Failure;
 use super::connection::Client;
 use super::timer::Alarm;
 use crate::config::{Redirect, Rule};
-use crate::http::{Method, Persistence, RequestHead, redirect_location, write_error_response, write_redirect};
+use crate::http::h2::write_page;
+use crate::http::{Body, Method, Persistence, RequestHead, redirect_location, write_error_response, write_redirect};
 
 impl Client {
     /// Sends what is in `out`, all of it. Returns the bytes sent.
     pub async fn send_out(&mut self) -> Result<u64, Failure> {
         self.timer.set(self.site.config().timeout.client);
         let mut sent = 0;
+        if let Some(stream) = self.stream.as_h2() {
+            let (head, length) = write_page(&self.out).map_err(Failure::BadResponse)?;
+            sent = length;
+            let body = if length == self.out.len() { Body::None } else { Body::UntilClose };
+            stream.respond(head, body)?;
+        }
         poll_fn(|cx| {
             match self.timer.poll(cx) {
                 Some(Alarm::Expired) => return Poll::Ready(Err(Failure::ClientTimedOut)),
@@ -33,6 +40,9 @@ impl Client {
             Pin::new(&mut self.stream).poll_flush(cx).map_err(|_error| Failure::ClientAborted)
         })
         .await?;
+        if let Some(stream) = self.stream.as_h2() {
+            stream.finish(b"");
+        }
         self.out.clear();
         Ok(sent as u64)
     }

@@ -129,7 +129,8 @@ async fn leave(client: &mut Client, tunnel: &mut Tunnel, server: &TcpStream, tal
         account: tally.pack(tunnel),
     };
     client.left = Some(moving.left);
-    client.outcome(departure.offer_tunnel(moving, client.stream.socket(), server)).await
+    let Some(socket) = client.stream.socket() else { return false };
+    client.outcome(departure.offer_tunnel(moving, socket, server)).await
 }
 
 fn pack(flow: &mut Flow) -> Option<MovingFlow> {

@@ -35,6 +35,8 @@ impl Thread {
     /// Another worker accepts from now on; idle connections take the way there.
     pub fn drain(&self, departure: Option<Departure>, backends: &[Rc<Backend>]) {
         self.draining.set(true);
+        // What cannot move has to say goodbye.
+        self.timers.wake_all();
         let Some(departure) = departure else { return };
         for backend in backends {
             for (server, stream) in backend.take_idle() {

@@ -2,7 +2,7 @@
 //! Driven by `pump`. Never does I/O.
 
 use crate::config::HeaderEdits;
-use crate::http::{Body, Chunked, Refusal, write_chunk_header, write_last_chunk};
+use crate::http::{Body, Chunked, Refusal, without_fields, write_chunk_header, write_last_chunk};
 
 /// Where a body ends on the side that sends it.
 enum Source {
@@ -16,6 +16,9 @@ enum Source {
 pub struct Transcoder {
     source: Source,
     chunked_out: bool,
+    /// Names of trailers that do not pass, where no decoder knows them.
+    dropped: Vec<String>,
+    trailers: Vec<u8>,
 }
 
 /// What became of some input.
@@ -35,16 +38,23 @@ impl Transcoder {
             Body::Chunked => Source::Chunked(Box::default()),
             Body::UntilClose => Source::UntilClose,
         };
-        Self { source, chunked_out: to == Body::Chunked }
+        Self { source, chunked_out: to == Body::Chunked, dropped: Vec::new(), trailers: Vec::new() }
     }
 
     /// Keeps fields that are edited in the header out of the trailers as well.
     pub fn edited(mut self, edits: &HeaderEdits) -> Self {
-        if let Source::Chunked(decoder) = &mut self.source {
-            let replaced = edits.set.iter().map(|(name, _)| name);
-            decoder.drop_trailers(edits.del.iter().chain(replaced).cloned());
+        let names = edits.del.iter().chain(edits.set.iter().map(|(name, _)| name)).cloned();
+        match &mut self.source {
+            Source::Chunked(decoder) => decoder.drop_trailers(names),
+            Source::UntilClose => self.dropped.extend(names),
+            Source::Length(_) | Source::Finished => {}
         }
         self
+    }
+
+    /// What came behind the body, for a side that is not chunked.
+    pub fn trailers(&self) -> &[u8] {
+        &self.trailers
     }
 
     /// Whether the whole body has been consumed.
@@ -92,6 +102,8 @@ impl Transcoder {
             if step.done {
                 if self.chunked_out {
                     write_last_chunk(out, decoder.trailers());
+                } else {
+                    self.trailers.extend_from_slice(decoder.trailers());
                 }
                 self.source = Source::Finished;
                 return Ok(Step { consumed, as_is: false });
@@ -102,13 +114,16 @@ impl Transcoder {
         }
     }
 
-    /// The sender closed. True when that is a proper end of this body.
-    pub fn end_of_input(&mut self, out: &mut Vec<u8>) -> bool {
+    /// The sender closed, after `trailers` where its protocol has them. True when that is a proper end of this body.
+    pub fn end_of_input(&mut self, out: &mut Vec<u8>, trailers: &[u8]) -> bool {
         match self.source {
             Source::Finished => true,
             Source::UntilClose => {
+                let kept = without_fields(trailers, &self.dropped);
                 if self.chunked_out {
-                    write_last_chunk(out, b"");
+                    write_last_chunk(out, &kept);
+                } else {
+                    self.trailers.extend_from_slice(&kept);
                 }
                 self.source = Source::Finished;
                 true
@@ -163,14 +178,14 @@ mod tests {
         let mut transcoder = Transcoder::new(Body::UntilClose, Body::Chunked);
         let mut out = Vec::new();
         transcoder.push(b"xy", &mut out).unwrap();
-        assert!(transcoder.end_of_input(&mut out));
+        assert!(transcoder.end_of_input(&mut out, b""));
         assert_eq!(out, b"2\r\nxy\r\n0\r\n\r\n");
     }
 
     #[test]
     fn an_early_end_is_a_truncation() {
         let mut out = Vec::new();
-        assert!(!Transcoder::new(Body::Length(3), Body::Length(3)).end_of_input(&mut out));
-        assert!(!Transcoder::new(Body::Chunked, Body::Chunked).end_of_input(&mut out));
+        assert!(!Transcoder::new(Body::Length(3), Body::Length(3)).end_of_input(&mut out, b""));
+        assert!(!Transcoder::new(Body::Chunked, Body::Chunked).end_of_input(&mut out, b""));
     }
 }

@@ -5,6 +5,9 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use h2::Reason;
+use tokio::net::TcpStream;
+
 use super::connection::Client;
 use super::flow::{Broken, Flow};
 use super::timer::Alarm;
@@ -62,7 +65,10 @@ impl Tunnel {
         let ended = poll_fn(|cx| self.poll(cx, client, server)).await;
         if matches!(ended, Ended::Broken(_)) {
             // Best effort: without it a side sees an end where there was a break.
-            let _ = (client.stream.socket().set_zero_linger(), server.socket().set_zero_linger());
+            let _ = (client.stream.socket().map(TcpStream::set_zero_linger), server.socket().set_zero_linger());
+            if let Some(stream) = client.stream.as_h2() {
+                stream.reset(Reason::CONNECT_ERROR);
+            }
         }
         ended
     }

@@ -40,6 +40,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             routes: Vec::new(),
             maxconn: None,
             tls: None,
+            proto: config::Proto::H1,
             request_headers: config::HeaderEdits::default(),
             response_headers: config::HeaderEdits::default(),
             rules: Vec::new(),
@@ -48,7 +49,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             log_empty: false,
             access_format: "httplog".into(),
             timeout: config::ClientTimeouts { client: second, http_request: second, http_keep_alive: second },
-            limit: config::Limits { header_size: 16_384, headers: 100, uri_length: 8192 },
+            limit: config::Limits { header_size: 16_384, headers: 100, uri_length: 8192, streams: 100 },
             error_pages: Vec::new(),
         }],
         backends: vec![config::Backend {

@@ -37,7 +37,7 @@ pub fn server_config(tls: &TlsServer, tickets: &Arc<TicketKeys>) -> Result<Arc<S
         .map_err(TlsError::Settings)?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(resolver));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = tls.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
     config.ticketer = Arc::clone(tickets) as Arc<dyn rustls::server::ProducesTickets>;
     // Sessions live in tickets alone: a session cache would be lost with the worker.
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use crate::http::h2::Io;
+
 /// A connection to a server.
 pub enum ServerStream {
     /// TCP as it is.
@@ -131,3 +133,5 @@ impl AsyncWrite for ServerStream {
         }
     }
 }
+
+impl Io for ServerStream {}
