@@ -234,3 +234,24 @@ fn a_slow_reader_gets_every_byte_of_an_answer_whose_server_is_gone() {
         assert!(answer.complete && answer.body == body, "{version}: {} bytes", answer.body.len());
     }
 }
+
+#[test]
+fn a_client_that_reads_only_after_its_whole_slow_upload_finds_an_early_answer() {
+    let origin = Origin::new(|mut stream| {
+        read_head(&mut BufReader::with_capacity(1, stream.try_clone().unwrap())).unwrap();
+        stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 3\r\n\r\nbig").unwrap();
+    });
+    let site = Site::proxying(&[origin.address], "");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send("POST / HTTP/1.1\r\nHost: t\r\nContent-Length: 20000\r\n\r\n");
+    // Longer than the answer's sender would wait for somebody who is silent.
+    let (_alive, never) = mpsc::channel::<()>();
+    for _ in 0..20 {
+        client.send([0; 1000]);
+        never.recv_timeout(Duration::from_millis(100)).unwrap_err();
+    }
+    let answer = client.response().unwrap();
+    assert_eq!((answer.status(), answer.text().as_str(), answer.complete), (413, "big", true));
+    assert!(client.at_end());
+}

@@ -26,9 +26,11 @@ use crate::logging::Endpoint;
 use crate::stats::{Counter, Gauge};
 use crate::upstream::Backend;
 
-/// How long an orderly close waits for the client's own end, so that a reset cannot overtake our
+/// How long an orderly close waits for a client that is silent to end, so that a reset cannot overtake our
 /// last answer (RFC 9112 section 9.6).
 pub(super) const LINGER: Duration = Duration::from_secs(1);
+/// How long for one that goes on sending: it may look for the answer only when it has sent everything.
+const LONGEST_LINGER: Duration = Duration::from_secs(30);
 /// Bytes that the TLS library may hold back, one record.
 const TLS_BUFFER: usize = 16 * 1024;
 /// More time than any offer takes.
@@ -354,8 +356,9 @@ impl Client {
         }
     }
 
-    /// Takes in what the client still sends, until its end or the deadline.
+    /// Takes in what the client still sends, until its end, its silence or the deadline.
     pub(super) async fn discard(&mut self) {
+        let until = Instant::now() + LONGEST_LINGER;
         poll_fn(|cx| {
             loop {
                 if self.timer.poll(cx).is_some() {
@@ -364,7 +367,7 @@ impl Client {
                 match poll_read_with(&mut self.stream, cx, |bytes, _| bytes.len()) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Ok(_)) => self.timer.set(LINGER.min(until.saturating_duration_since(Instant::now()))),
                 }
             }
         })
