@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
-use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Version};
 
 use super::Authorities;
 use super::certificates::{Trouble, read};
@@ -79,6 +79,11 @@ pub(super) fn revocations(file: &Path, section: &Section<'_>) -> Vec<Vec<u8>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     for der in &lists {
         match CertificateRevocationList::from_der(der) {
+            Ok((_, list)) if list.version() != Some(X509Version::V2) => {
+                let problem = format!("`{}` holds a revocation list of version 1", file.display());
+                let fix = "make it with extensions: `crl_extensions` in openssl.cnf, or `-crlexts`";
+                section.report.error(place.clone(), problem, fix);
+            }
             Ok((_, list)) => {
                 let until = list.next_update().map(|until| until.timestamp());
                 if until.is_some_and(|until| until < i64::try_from(now).unwrap_or(i64::MAX)) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Bind;
+use super::expression::Template;
 use super::route::Route;
 use super::rule::Rule;
 use super::tls::{Authorities, TlsClient, TlsServer};
@@ -351,6 +352,20 @@ pub struct HeaderEdits {
     pub set: Vec<(String, String)>,
     /// Added after what is there.
     pub add: Vec<(String, String)>,
+    /// Values that are made of what is known of a connection; in `set` and `add` they hold their places.
+    #[serde(default)]
+    pub made: Vec<Made>,
+}
+
+/// A value that is made anew for each connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Made {
+    /// Whether its place is in `add`, else in `set`.
+    pub added: bool,
+    /// Place there.
+    pub place: usize,
+    /// What it is made of.
+    pub template: Template,
 }
 
 /// One `[backend.NAME]` with defaults applied.

@@ -69,6 +69,12 @@ fn based(base: Option<&Path>, name: &str, report: &Report<'_>) -> PathBuf {
     base.map_or_else(|| report.resolve(name), |base| report.resolve(&base.to_string_lossy()).join(name))
 }
 
+/// The OpenSSL name of a suite with this IANA name.
+#[must_use]
+pub fn openssl_cipher(iana: &str) -> Option<&'static str> {
+    SUITES.iter().find(|(name, _)| *name == iana).map(|(_, openssl)| *openssl)
+}
+
 /// The IANA name of a suite written either way.
 fn suite(name: &Text, section: &Section<'_>) -> Option<String> {
     let found = SUITES

@@ -1,14 +1,14 @@
 //! `[frontend.NAME]`: listening, TLS, rules, header edits.
 //! Called by `load`. Never sees a backend's settings, only its name.
 
-use super::certificates::certificate;
-use super::ciphers::TlsDefaults;
 use super::defaults::{Half, Settings};
+use super::frontend_tls::tls_server;
 use super::listen::binds;
 use super::route::{named_backend, routes};
 use super::rule::rule;
 use super::section::{Section, Text, as_text};
-use super::{Frontend, HeaderEdits, Mode, Proto, TlsServer, tls};
+use super::server_tls::TlsFiles;
+use super::{Frontend, HeaderEdits, Made, Mode, Proto, Template};
 
 /// Fields that belong to a connection or to framing: editing them would break messages.
 const PROTECTED: [&str; 9] = [
@@ -26,7 +26,7 @@ const PROTECTED: [&str; 9] = [
 /// What a frontend is read with.
 pub(super) struct Surroundings<'a> {
     pub(super) settings: &'a Settings,
-    pub(super) tls: &'a TlsDefaults,
+    pub(super) files: TlsFiles<'a>,
     /// Names and modes of all backends.
     pub(super) backends: &'a [(String, Mode)],
     pub(super) check: &'a dyn Fn(&str) -> Result<(), String>,
@@ -50,7 +50,7 @@ pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundi
         routes,
         maxconn: section.integer("maxconn", 1..=10_000_000),
         proto: proto(&mut section),
-        tls: section.table("tls").map(|tls| tls_server(tls, (settings.mode, around.tls))),
+        tls: section.table("tls").map(|tls| tls_server(tls, (settings.mode, around.files))),
         request_headers: edits(section.table("request-headers")),
         response_headers: edits(section.table("response-headers")),
         rules,
@@ -62,6 +62,12 @@ pub(super) fn frontend(name: &Text, mut section: Section<'_>, around: &Surroundi
         limit: settings.limit,
         error_pages: settings.error_pages,
     };
+    let edits = frontend.request_headers.made.iter().chain(&frontend.response_headers.made);
+    let shown = frontend.tls.as_ref().is_some_and(|tls| tls.client_auth.is_some());
+    if !shown && edits.clone().any(|made| made.template.asks_for_certificate()) {
+        let problem = "no client shows a certificate here, a field that is made of it stays empty";
+        section.report.warning(section.place("request-headers"), problem, "add tls.client-auth");
+    }
     section.finish();
     frontend
 }
@@ -121,45 +127,6 @@ fn proto(section: &mut Section<'_>) -> Proto {
     proto.unwrap_or_default()
 }
 
-/// Application protocols, preferred first.
-fn alpn(section: &mut Section<'_>, mode: Mode) -> Vec<String> {
-    if mode == Mode::Tcp {
-        section.refuse(&["alpn"], "means nothing where no request is understood", "leave it out");
-        return vec![String::from("http/1.1")];
-    }
-    let mut protocols = Vec::new();
-    let texts = section.texts("alpn");
-    for text in &texts {
-        if !["h2", "http/1.1"].contains(&text.text.as_str()) {
-            let message = format!("`{}` is no protocol spoken here", text.text);
-            section.report.error(text.span.clone(), message, "write \"h2\" or \"http/1.1\"");
-        }
-        protocols.push(text.text.clone());
-    }
-    if section.value("alpn").is_some() && texts.is_empty() {
-        section.report.error(section.place("alpn"), "no protocol at all", "name one, or leave it out for both");
-    }
-    if protocols.is_empty() { tls::alpn() } else { protocols }
-}
-
-fn tls_server(mut section: Section<'_>, (mode, defaults): (Mode, &TlsDefaults)) -> TlsServer {
-    let settings = defaults.with(&mut section);
-    let alpn = alpn(&mut section, mode);
-    let mut loaded = Vec::new();
-    for item in section.items("certificates") {
-        loaded.extend(certificate(item, &section, defaults));
-    }
-    if section.value("certificates").is_none() {
-        section.report.error(
-            section.span.clone(),
-            format!("{} has no certificates", section.name),
-            "add certificates = [\"FILE.pem\"]",
-        );
-    }
-    section.finish();
-    TlsServer { certificates: loaded, alpn, tls12: settings.tls12, ciphers: settings.ciphers, groups: settings.groups }
-}
-
 fn edits(section: Option<Section<'_>>) -> HeaderEdits {
     let mut edits = HeaderEdits::default();
     let Some(mut section) = section else { return edits };
@@ -168,25 +135,35 @@ fn edits(section: Option<Section<'_>>) -> HeaderEdits {
             edits.del.push(name.text.to_ascii_lowercase());
         }
     }
-    edits.set = pairs(section.table("set"));
-    edits.add = pairs(section.table("add"));
+    for added in [false, true] {
+        let pairs = pairs(section.table(if added { "add" } else { "set" }));
+        let made = pairs
+            .iter()
+            .enumerate()
+            .filter_map(|(place, (_, _, template))| Some(Made { added, place, template: template.clone()? }));
+        edits.made.extend(made);
+        let plain = pairs.into_iter().map(|(name, value, _)| (name, value)).collect();
+        if added { edits.add = plain } else { edits.set = plain }
+    }
     section.finish();
     edits
 }
 
-fn pairs(section: Option<Section<'_>>) -> Vec<(String, String)> {
+/// Names, values, and what a value is made of.
+fn pairs(section: Option<Section<'_>>) -> Vec<(String, String, Option<Template>)> {
     let Some(section) = section else { return Vec::new() };
     let mut pairs = Vec::new();
     for (name, value) in section.entries() {
         let Some(value) = as_text(value, section.report, "a field value") else { continue };
-        if value.text.chars().any(|c| c.is_control() && c != '\t') || value.text.contains("%[") {
-            section.report.error(
-                value.span,
-                "this cannot be a field value",
-                "write plain text without control characters or %[…]",
-            );
-        } else if field_name(&name, &section) {
-            pairs.push((name.text, value.text));
+        if value.text.chars().any(|c| c.is_control() && c != '\t') {
+            let fix = "write plain text without control characters";
+            section.report.error(value.span, "this cannot be a field value", fix);
+            continue;
+        }
+        match Template::parse(&value.text) {
+            Ok(template) if field_name(&name, &section) => pairs.push((name.text, value.text, template)),
+            Ok(_) => {}
+            Err((problem, fix)) => section.report.error(value.span, problem, fix),
         }
     }
     pairs

@@ -80,7 +80,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     let backends: Vec<_> =
         backend_sections.into_iter().map(|(name, section)| backend(&name, section, &settings, files, check)).collect();
     let names: Vec<_> = backends.iter().map(|backend| (backend.name.clone(), backend.mode)).collect();
-    let around = Surroundings { settings: &settings, tls: &tls, backends: &names, check };
+    let around = Surroundings { settings: &settings, files, backends: &names, check };
     let mut places = BTreeMap::new();
     let mut frontends = Vec::new();
     for (name, section) in root.named("frontend") {

@@ -7,7 +7,9 @@ mod bundle;
 mod certificates;
 mod ciphers;
 mod defaults;
+mod expression;
 mod frontend;
+mod frontend_tls;
 mod listen;
 mod load;
 mod process;
@@ -26,6 +28,8 @@ mod tests;
 
 pub use bundle::*;
 pub use certificates::{Facts, facts};
+pub use ciphers::openssl_cipher;
+pub use expression::{Converter, Fetch, Piece, Template};
 pub use listen::{Access, Address, Bind};
 pub use route::{Destination, Route, When};
 pub use rule::{Action, Redirect, Rule};

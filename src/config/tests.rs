@@ -140,7 +140,7 @@ fn header_edits_cannot_touch_framing_or_break_a_line() {
             ("request-headers.set.\"\u{dc}\" = \"1\"", "cannot be a field name", "letters"),
             ("request-headers.set.X = \"a\\r\\nEvil: 1\"", "this cannot be a field value", "control"),
             ("request-headers.set.X = \"a\\u0000\"", "this cannot be a field value", "control"),
-            ("request-headers.set.X = \"%[src]\"", "this cannot be a field value", "%[…]"),
+            ("request-headers.set.X = \"%[sorc]\"", "`sorc` is not known", "did you mean `src`?"),
             ("request-headers.set.X = 1", "a number where a field value belongs", "write"),
             ("request-headers.sett.X = \"1\"", "unknown key `sett`", "did you mean `set`?"),
         ],

@@ -20,6 +20,21 @@ pub struct TlsServer {
     pub ciphers: Vec<String>,
     /// Key-exchange groups by name (`X25519MLKEM768`, `X25519`, `P-256`, `P-384`); empty is the library's list.
     pub groups: Vec<String>,
+    /// Whether and how clients prove who they are.
+    #[serde(default)]
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// `client-auth`: certificates of clients.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientAuth {
+    /// Whether a client without a certificate is refused.
+    pub required: bool,
+    /// Place in `Bundle::authorities` of those that vouch for clients.
+    pub authorities: usize,
+    /// DER revocation lists; with any, every certificate of a chain has to be covered.
+    #[serde(with = "super::base64_list")]
+    pub crls: Vec<Vec<u8>>,
 }
 
 pub(super) fn alpn() -> Vec<String> {

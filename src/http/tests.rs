@@ -94,6 +94,7 @@ fn rebuilt(input: &str, edits: &HeaderEdits, close: bool) -> String {
 #[test]
 fn rebuilt_requests() {
     let edits = HeaderEdits {
+        made: Vec::new(),
         del: vec!["x-del".into()],
         set: vec![("X-Set".into(), "new\r\nEvil: 1".into())],
         add: vec![("X-Add".into(), "1".into())],

@@ -14,6 +14,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
+use super::fetch::{Edits, Facts};
 use super::io::{ClientStream, poll_read_with};
 use super::timer::Timer;
 use super::{Site, Thread};
@@ -24,6 +25,7 @@ use crate::http::Field;
 use crate::http::h2::PREFACE;
 use crate::logging::Endpoint;
 use crate::stats::{Counter, Gauge};
+use crate::tls::is_still_admitted;
 use crate::upstream::Backend;
 
 /// How long an orderly close waits for a client that is silent to end, so that a reset cannot overtake our
@@ -60,6 +62,8 @@ pub struct Client {
     pub peer: Endpoint,
     /// Our end.
     pub local: Endpoint,
+    /// Its header edits.
+    pub edits: Rc<Edits>,
     /// When the current request began: accept for the first one, its first byte later.
     pub began: (SystemTime, Instant),
     /// Requests served.
@@ -237,7 +241,8 @@ async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<Clie
         }
         handshake.as_mut().poll(cx).map(Result::ok)
     })
-    .await;
+    .await
+    .filter(|stream| is_still_admitted(stream.get_ref().1));
     if result.is_none() {
         site.slot.add(Counter::HandshakeErrors, 1);
         site.slot.add(Counter::RequestErrors, 1);
@@ -258,7 +263,10 @@ impl Client {
         (thread, site): (Rc<Thread>, Rc<Site>),
     ) -> Option<Self> {
         let local = address::local(stream.socket()?, &site.config().binds)?;
-        Some(Self::assemble(stream, timer, (peer.unwrap_or(local), local), (thread, site)))
+        let peer = peer.unwrap_or(local);
+        let edits = site.edits.made(&Facts { frontend: site.config(), peer, local, session: stream.session() });
+        let client = Self::assemble(stream, timer, (peer, local), (thread, site));
+        Some(Self { edits, ..client })
     }
 
     /// A client of which nothing has been read.
@@ -268,6 +276,7 @@ impl Client {
         (peer, local): (Endpoint, Endpoint),
         (thread, site): (Rc<Thread>, Rc<Site>),
     ) -> Self {
+        let edits = Rc::clone(&site.edits);
         Self {
             stream,
             input: Vec::new(),
@@ -278,6 +287,7 @@ impl Client {
             timer,
             peer,
             local,
+            edits,
             began: (SystemTime::now(), Instant::now()),
             requests: 0,
             left: None,

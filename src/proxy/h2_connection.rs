@@ -19,7 +19,7 @@ use super::h2_wire::Wire;
 use super::io::ClientStream;
 use super::request;
 use super::timer::{Alarm, Timer};
-use super::{Failure, Site, Thread};
+use super::{Edits, Failure, Site, Thread};
 use crate::config::ClientTimeouts;
 use crate::http::h2::{H2Request, read_request};
 use crate::logging::Endpoint;
@@ -80,6 +80,7 @@ struct Host {
     timer: Timer,
     /// The client's and ours.
     addresses: (Endpoint, Endpoint),
+    edits: Rc<Edits>,
     here: (Rc<Thread>, Rc<Site>),
     began: (SystemTime, Instant),
     requests: u64,
@@ -87,8 +88,8 @@ struct Host {
 
 impl Host {
     fn new(client: Client) -> (Self, Wire) {
-        let Client { stream, input, timer, peer, local, thread, site, began, .. } = client;
-        let host = Self { timer, addresses: (peer, local), here: (thread, site), began, requests: 0 };
+        let Client { stream, input, timer, peer, local, edits, thread, site, began, .. } = client;
+        let host = Self { timer, addresses: (peer, local), edits, here: (thread, site), began, requests: 0 };
         (host, Wire::new(stream, input))
     }
 
@@ -261,6 +262,7 @@ impl Host {
         let here = (Rc::clone(&self.here.0), Rc::clone(&self.here.1));
         let timer = here.0.timers.register(self.timeout().client);
         let client = Client::assemble(stream, timer, self.addresses, here);
+        let client = Client { edits: Rc::clone(&self.edits), ..client };
         Stream { client, request: Request::from_parts(parts, ()), ended }
     }
 }

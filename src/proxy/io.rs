@@ -6,6 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -31,6 +32,14 @@ pub enum ClientStream {
 }
 
 impl ClientStream {
+    /// The TLS session.
+    pub fn session(&self) -> Option<&ServerConnection> {
+        match self {
+            Self::Tls(stream) => Some(stream.get_ref().1),
+            Self::Plain(_) | Self::H2(_) => None,
+        }
+    }
+
     /// The TCP socket below, where it is this stream's alone.
     pub fn socket(&self) -> Option<&TcpStream> {
         match self {

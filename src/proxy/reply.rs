@@ -3,10 +3,10 @@
 
 use http::Response;
 
-use super::Failure;
 use super::exchange::Exchange;
 use super::pump::Broken;
-use crate::config::{Frontend, HeaderEdits};
+use super::{Edits, Failure};
+use crate::config::HeaderEdits;
 use crate::http::h2::write_response;
 use crate::http::{
     Body, Field, Persistence, Refusal, RequestHead, ResponseHead, ResponseRewrite, Span, Version, is_switch_between,
@@ -76,10 +76,10 @@ pub async fn pass_interim(
     exchange: &mut Exchange<'_>,
     (head, response): (&RequestHead, &ResponseHead),
     fields: &[Field],
-    config: &Frontend,
+    edits: &Edits,
 ) -> Result<u64, Failure> {
     let switched = response.upgrade.is_some();
-    let edits = if switched { &config.response_headers } else { &HeaderEdits::default() };
+    let edits = if switched { &edits.response } else { &HeaderEdits::default() };
     let rewrite = ResponseRewrite { edits, persistence: Persistence::KeepAliveImplicit, body: Body::None };
     let input = &mut exchange.server.input;
     if let Some(stream) = exchange.client.as_h2() {

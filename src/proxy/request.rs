@@ -324,17 +324,17 @@ pub(super) async fn obtain(
 
 /// The request as the server gets it, with what is already there of the body.
 fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) -> Result<Pump, Failure> {
-    let site = Rc::clone(&client.site);
+    let (site, edits) = (Rc::clone(&client.site), Rc::clone(&client.edits));
     let config = site.config();
     let mut out = std::mem::take(&mut client.out);
     out.clear();
     let rewrite = RequestRewrite {
-        edits: &config.request_headers,
+        edits: &edits.request,
         forwarded_for: client.peer.ip().filter(|_| config.forwarded_for),
         close: mode != ConnectionMode::KeepAlive,
     };
     rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
-    let transcoder = Transcoder::new(head.body, head.framing()).edited(&config.request_headers);
+    let transcoder = Transcoder::new(head.body, head.framing()).edited(&edits.request);
     Pump::new(out, transcoder, &mut client.input).map_err(|broken| match broken {
         Broken::Framing(refusal) => Failure::Refused(refusal),
         Broken::Sender | Broken::Receiver => Failure::ClientAborted,
@@ -365,7 +365,7 @@ async fn exchange(
     connection: &mut Connection,
     (request, tally): (&mut Pump, &mut Tally),
 ) -> Result<Done, Failure> {
-    let site = Rc::clone(&client.site);
+    let (site, edits) = (Rc::clone(&client.site), Rc::clone(&client.edits));
     let config = site.config();
     let sent_at = Instant::now();
     let must_close = client.must_close();
@@ -391,7 +391,7 @@ async fn exchange(
             tally.status = response.status;
             tally.answered(sent_at);
         }
-        tally.bytes_out += pass_interim(&mut exchange, (head, &response), fields, config).await?;
+        tally.bytes_out += pass_interim(&mut exchange, (head, &response), fields, &edits).await?;
         if response.upgrade.is_some() {
             return Ok(Done { next: Next::Gone, reusable: false });
         }
@@ -400,9 +400,9 @@ async fn exchange(
     let mode = backend.config().connection_mode.max(config.connection_mode);
     let may_keep = request.is_read() && mode != ConnectionMode::Close && !must_close;
     let plan = plan_response(head, &response, may_keep);
-    let opening = Opening::new(&exchange, (&response, fields), &plan, &config.response_headers)?;
+    let opening = Opening::new(&exchange, (&response, fields), &plan, &edits.response)?;
     exchange.server.input.drain(..response.len);
-    let transcoder = Transcoder::new(response.body, plan.body).edited(&config.response_headers);
+    let transcoder = Transcoder::new(response.body, plan.body).edited(&edits.response);
     let mut pump = Pump::new(opening.text, transcoder, &mut exchange.server.input).map_err(broken_response)?;
     // Only now: a body that is broken from its first byte can still be answered otherwise.
     tally.status = response.status;

@@ -67,8 +67,7 @@ impl Client {
         let tls = self.site.tls.is_some();
         redirect_location(redirect, tls, &self.head, head, &mut location).map_err(Failure::Refused)?;
         self.out.clear();
-        let site = std::rc::Rc::clone(&self.site);
-        write_redirect(&mut self.out, redirect.code, &location, persistence, &site.config().response_headers);
+        write_redirect(&mut self.out, redirect.code, &location, persistence, &self.edits.response);
         self.send_out().await
     }
 }

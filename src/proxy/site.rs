@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU32;
 
 use tokio_rustls::TlsAcceptor;
 
-use super::{Departure, Timers};
+use super::{Departure, Edits, Timers};
 use crate::config::{self, Bundle};
 use crate::http::HeadLimits;
 use crate::logging::Logger;
@@ -59,6 +59,8 @@ pub struct Site {
     pub routes: Vec<Rc<Backend>>,
     /// Where requests go; none when every request is answered by a rule.
     pub backend: Option<Rc<Backend>>,
+    /// Header edits as they are written.
+    pub edits: Rc<Edits>,
     /// TLS, when configured.
     pub tls: Option<TlsAcceptor>,
     /// Limits on request heads.
@@ -81,7 +83,7 @@ impl Site {
         let routes = config.routes.iter().filter_map(|route| backends.get(route.backend)).cloned().collect();
         let limit = &config.limit;
         let limits = HeadLimits { size: limit.header_size, fields: limit.headers, target: limit.uri_length };
-        Self { index, slot, routes, backend, tls, limits, bundle: Arc::clone(bundle) }
+        Self { index, slot, routes, backend, edits: Edits::of(config), tls, limits, bundle: Arc::clone(bundle) }
     }
 
     /// Where the first route leads that fits, else where everything goes.

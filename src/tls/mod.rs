@@ -6,6 +6,7 @@ mod error;
 mod hello;
 mod names;
 mod resolver;
+mod shown;
 mod tickets;
 mod verify;
 
@@ -15,34 +16,61 @@ use rustls::ServerConfig;
 use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoClientAuth, NoServerSessionStorage, ProducesTickets};
 use rustls::version::{TLS12, TLS13};
 
-use crate::config::{Bundle, TlsServer};
+use crate::config::{Authorities, Bundle, Frontend, TlsServer};
 
 pub use client::{ClientSettings, Refused, ServerTls};
 pub use error::TlsError;
 pub use hello::{Hello, read_hello};
+pub use names::cipher_name;
+pub use shown::certificate_field;
+use tickets::BoundTickets;
 pub use tickets::{TicketKeys, random_ticket_key};
+pub use verify::is_still_admitted;
 
 /// The library's settings for one frontend.
-///
-/// # Errors
-/// A key or a combination of settings that the library refuses.
-pub fn server_config(tls: &TlsServer, tickets: &Arc<TicketKeys>) -> Result<Arc<ServerConfig>, TlsError> {
+fn server_config(
+    frontend: &str,
+    tls: &TlsServer,
+    authorities: &[Authorities],
+    tickets: &Arc<TicketKeys>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(provider(&tls.ciphers, &tls.groups)?);
     let resolver = resolver::Resolver::new(&tls.certificates, &provider)?;
+    let believed = tls.client_auth.as_ref().and_then(|auth| Some((auth, authorities.get(auth.authorities)?)));
+    let clients = match believed {
+        Some((auth, authorities)) => verify::client_verifier(auth, authorities, &provider)?,
+        None => Arc::new(NoClientAuth),
+    };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions(tls.tls12))
         .map_err(TlsError::Settings)?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = tls.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
-    config.ticketer = Arc::clone(tickets) as Arc<dyn rustls::server::ProducesTickets>;
+    // Who was let in by other rules, or elsewhere, has to prove itself again.
+    config.ticketer = match believed {
+        Some((auth, authorities)) => Arc::new(BoundTickets::new(tickets, &verify::rules(frontend, auth, authorities))),
+        None => Arc::clone(tickets) as Arc<dyn ProducesTickets>,
+    };
     // Sessions live in tickets alone: a session cache would be lost with the worker.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// TLS towards the clients of each frontend, where it is configured.
+///
+/// # Errors
+/// A key, a list or a combination of settings that the library refuses.
+pub fn server_configs(bundle: &Bundle, tickets: &Arc<TicketKeys>) -> Result<Vec<Option<Arc<ServerConfig>>>, TlsError> {
+    let of = |frontend: &Frontend| match &frontend.tls {
+        Some(tls) => server_config(&frontend.name, tls, &bundle.authorities, tickets).map(Some),
+        None => Ok(None),
+    };
+    bundle.frontends.iter().map(of).collect()
 }
 
 /// TLS towards the servers of each backend, where it is configured.

@@ -7,6 +7,7 @@ use rustls::crypto::SupportedKxGroup;
 use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
 
 use super::TlsError;
+use crate::config::openssl_cipher;
 
 /// The suites with these IANA names, in this order. TLS 1.3 suites that are not named stay, as in
 /// HAProxy, where `ciphers` never spoke of them.
@@ -20,6 +21,13 @@ pub(super) fn suites(names: &[String], all: &[SupportedCipherSuite]) -> Result<V
         chosen.extend(all.iter().filter(|suite| suite.tls13().is_some()));
     }
     Ok(chosen)
+}
+
+/// The name of a suite as OpenSSL writes it.
+#[must_use]
+pub fn cipher_name(suite: &SupportedCipherSuite) -> String {
+    let iana = iana(suite);
+    openssl_cipher(&iana).map_or(iana.clone(), str::to_owned)
 }
 
 /// The library writes `TLS13_AES_…`, IANA writes `TLS_AES_…`.

@@ -81,6 +81,35 @@ impl Key {
         let secret = UnboundKey::new(&AES_256_GCM, &bytes[NAME_SIZE..NAME_SIZE + 32]).map_err(|_size| wrong())?;
         Ok(Self { name, seal: LessSafeKey::new(secret) })
     }
+
+    fn bound_to(&self, rules: &[u8]) -> Aad<Vec<u8>> {
+        Aad::from([&self.name[..], rules].concat())
+    }
+}
+
+impl TicketKeys {
+    /// Name, nonce, sealed state; the name is authenticated too, and the rules it was issued under.
+    fn seal(&self, plain: &[u8], rules: &[u8]) -> Option<Vec<u8>> {
+        let keys = self.read();
+        let key = keys.first()?;
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).ok()?;
+        let mut sealed = plain.to_vec();
+        key.seal
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), key.bound_to(rules), &mut sealed)
+            .ok()?;
+        Some([&key.name[..], &nonce[..], &sealed[..]].concat())
+    }
+
+    fn open(&self, ticket: &[u8], rules: &[u8]) -> Option<Vec<u8>> {
+        let (name, rest) = ticket.split_at_checked(NAME_SIZE)?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
+        let keys = self.read();
+        let key = keys.iter().find(|key| key.name == name)?;
+        let mut sealed = sealed.to_vec();
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        Some(key.seal.open_in_place(nonce, key.bound_to(rules), &mut sealed).ok()?.to_vec())
+    }
 }
 
 impl ProducesTickets for TicketKeys {
@@ -92,27 +121,44 @@ impl ProducesTickets for TicketKeys {
         u32::try_from(self.lifetime.as_secs()).unwrap_or(u32::MAX)
     }
 
-    /// Name, nonce, sealed state; the name is authenticated too.
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let keys = self.read();
-        let key = keys.first()?;
-        let mut nonce = [0; NONCE_LEN];
-        rand::fill(&mut nonce).ok()?;
-        let mut sealed = plain.to_vec();
-        key.seal
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(&key.name), &mut sealed)
-            .ok()?;
-        Some([&key.name[..], &nonce[..], &sealed[..]].concat())
+        self.seal(plain, b"")
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        let (name, rest) = ticket.split_at_checked(NAME_SIZE)?;
-        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
-        let keys = self.read();
-        let key = keys.iter().find(|key| key.name == name)?;
-        let mut sealed = sealed.to_vec();
-        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        Some(key.seal.open_in_place(nonce, Aad::from(&key.name), &mut sealed).ok()?.to_vec())
+        self.open(ticket, b"")
+    }
+}
+
+/// Tickets of a frontend whose clients prove who they are: good only where and while its rules are the same.
+/// A session that is resumed was let in by them, and is not asked again.
+#[derive(Debug)]
+pub(super) struct BoundTickets {
+    keys: Arc<TicketKeys>,
+    rules: Vec<u8>,
+}
+
+impl BoundTickets {
+    pub(super) fn new(keys: &Arc<TicketKeys>, rules: &[u8]) -> Self {
+        Self { keys: Arc::clone(keys), rules: rules.to_vec() }
+    }
+}
+
+impl ProducesTickets for BoundTickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.keys.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.keys.seal(plain, &self.rules)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.keys.open(ticket, &self.rules)
     }
 }
 
@@ -144,6 +190,15 @@ mod tests {
         assert_eq!(shared.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
         assert!(keys(&[&new]).decrypt(&shared.encrypt(b"state").unwrap()).is_some(), "the newest key encrypts");
         assert!(shared.replace(&[]).is_err() && shared.decrypt(&ticket).is_some(), "no key is no exchange");
+    }
+
+    #[test]
+    fn a_ticket_is_good_under_the_rules_it_was_issued_under_alone() {
+        let keys = keys(&[&random_ticket_key().unwrap()]);
+        let (here, there) = (BoundTickets::new(&keys, b"here"), BoundTickets::new(&keys, b"there"));
+        let (bound, free) = (here.encrypt(b"state").unwrap(), keys.encrypt(b"state").unwrap());
+        assert_eq!(here.decrypt(&bound).as_deref(), Some(&b"state"[..]));
+        assert_eq!((there.decrypt(&bound), keys.decrypt(&bound), here.decrypt(&free)), (None, None, None));
     }
 
     #[test]

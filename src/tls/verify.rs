@@ -1,17 +1,23 @@
-//! Whether a server is who it should be.
+//! Whether a server, or a client, is who it should be.
 //! Called by the TLS library in each full handshake. Never believes a signature it has not checked.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, HandshakeKind, RootCertStore, ServerConnection,
+    SignatureScheme,
+};
 
 use super::TlsError;
-use crate::config::{Authorities, facts};
+use crate::config::{Authorities, ClientAuth, Facts, facts};
 
 /// Believes the authorities, and a certificate that is named among them for itself: one that its own
 /// server made is named nowhere else.
@@ -40,6 +46,53 @@ pub(super) fn roots(authorities: &Authorities) -> RootCertStore {
     roots
 }
 
+/// Lets in those for whom the authorities vouch, and certificates that are named among them themselves.
+pub(super) fn client_verifier(
+    auth: &ClientAuth,
+    authorities: &Authorities,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let roots = Arc::new(roots(authorities));
+    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
+    let mut named = HashSet::new();
+    if auth.crls.is_empty() {
+        named = authorities.certificates.iter().cloned().collect();
+    } else {
+        builder = builder.with_crls(auth.crls.iter().map(|der| der.clone().into())).enforce_revocation_expiration();
+    }
+    if !auth.required {
+        builder = builder.allow_unauthenticated();
+    }
+    let authorities = builder.build().map_err(TlsError::Verifier)?;
+    Ok(Arc::new(Admitting { authorities, named }))
+}
+
+/// Whether a client is still who it proved to be: a session that is resumed may outlive the certificate.
+#[must_use]
+pub fn is_still_admitted(session: &ServerConnection) -> bool {
+    match session.peer_certificates() {
+        Some([leaf, ..]) if session.handshake_kind() == Some(HandshakeKind::Resumed) => {
+            check_time(leaf, UnixTime::now()).is_ok()
+        }
+        _ => true,
+    }
+}
+
+/// A digest of everything by which a client is let in.
+pub(super) fn rules(frontend: &str, auth: &ClientAuth, authorities: &Authorities) -> Vec<u8> {
+    let mut digest = digest::Context::new(&digest::SHA256);
+    let mut part = |bytes: &[u8]| {
+        digest.update(&bytes.len().to_be_bytes());
+        digest.update(bytes);
+    };
+    part(frontend.as_bytes());
+    part(&[u8::from(auth.required)]);
+    authorities.certificates.iter().for_each(|der| part(der));
+    part(b"revoked");
+    auth.crls.iter().for_each(|der| part(der));
+    digest.finish().as_ref().to_vec()
+}
+
 /// Takes whoever answers, as long as it holds the key of what it shows.
 pub(super) fn whoever(provider: &CryptoProvider) -> Arc<dyn ServerCertVerifier> {
     Arc::new(Whoever(provider.signature_verification_algorithms))
@@ -52,18 +105,29 @@ struct Believing {
 }
 
 #[derive(Debug)]
+struct Admitting {
+    authorities: Arc<dyn ClientCertVerifier>,
+    named: HashSet<Vec<u8>>,
+}
+
+#[derive(Debug)]
 struct Whoever(WebPkiSupportedAlgorithms);
 
 /// Whether a certificate that is believed for itself is for this name, now.
 fn check_named(der: &[u8], name: &ServerName<'_>, now: UnixTime) -> Result<(), CertificateError> {
+    let facts = check_time(der, now)?;
+    let wanted = name.to_str().to_ascii_lowercase();
+    let covered = facts.names.iter().any(|name| covers(name, &wanted));
+    if covered { Ok(()) } else { Err(CertificateError::NotValidForName) }
+}
+
+fn check_time(der: &[u8], now: UnixTime) -> Result<Facts, CertificateError> {
     let facts = facts(der).ok_or(CertificateError::BadEncoding)?;
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let wanted = name.to_str().to_ascii_lowercase();
     match facts.validity {
         (from, _) if now < from => Err(CertificateError::NotValidYet),
         (_, until) if until < now => Err(CertificateError::Expired),
-        _ if facts.names.iter().any(|name| covers(name, &wanted)) => Ok(()),
-        _ => Err(CertificateError::NotValidForName),
+        _ => Ok(facts),
     }
 }
 
@@ -88,6 +152,54 @@ impl ServerCertVerifier for Believing {
             return check_named(leaf, name, now).map(|()| ServerCertVerified::assertion()).map_err(Error::from);
         }
         self.authorities.verify_server_cert(leaf, intermediates, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.authorities.verify_tls12_signature(message, leaf, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.authorities.verify_tls13_signature(message, leaf, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.authorities.supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for Admitting {
+    fn offer_client_auth(&self) -> bool {
+        self.authorities.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.authorities.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.authorities.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if self.named.contains(leaf.as_ref()) {
+            return check_time(leaf, now).map(|_facts| ClientCertVerified::assertion()).map_err(Error::from);
+        }
+        self.authorities.verify_client_cert(leaf, intermediates, now)
     }
 
     fn verify_tls12_signature(

@@ -185,14 +185,8 @@ fn muster(shared: &Shared, listeners: &[(ListenerOwner, OwnedFd)]) -> std::io::R
 }
 
 fn acceptors(bundle: &Bundle, keys: &Arc<TicketKeys>) -> Result<Vec<Option<TlsAcceptor>>, WorkerError> {
-    let mut all = Vec::with_capacity(bundle.frontends.len());
-    for frontend in &bundle.frontends {
-        all.push(match &frontend.tls {
-            Some(settings) => Some(TlsAcceptor::from(tls::server_config(settings, keys)?)),
-            None => None,
-        });
-    }
-    Ok(all)
+    let configs = tls::server_configs(bundle, keys)?;
+    Ok(configs.into_iter().map(|config| config.map(TlsAcceptor::from)).collect())
 }
 
 /// The limits each frontend's connections count against.

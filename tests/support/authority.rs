@@ -5,7 +5,10 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -26,6 +29,7 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
     }
 
@@ -39,10 +43,35 @@ impl Authority {
 
     /// Certificate and key for these names, as one PEM text.
     pub fn issue(&self, common_name: &str, names: &[&str]) -> String {
+        self.issue_as(common_name, names, |_params| {})
+    }
+
+    /// The same, changed before it is signed.
+    pub fn issue_as(&self, common_name: &str, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> String {
         let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
+        change(&mut params);
         let key = KeyPair::generate().unwrap();
         params.signed_by(&key, &self.issuer).unwrap().pem() + &key.serialize_pem()
+    }
+
+    /// A list of what is revoked, good until the end of a year.
+    pub fn revoke(&self, serials: &[u8], good_until: i32) -> String {
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&[*serial]),
+            revocation_time: date_time_ymd(2025, 1, 2),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(good_until, 12, 31),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     /// Writes the authority's own certificate into a file.
@@ -53,11 +82,16 @@ impl Authority {
     }
 }
 
+/// Chain and key of a PEM text.
+pub fn parts(pem: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let chain = CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
+    (chain, PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap())
+}
+
 /// Server settings with the certificate and key of a PEM text; clients have to prove that `clients` vouches for them.
 pub fn settings(pem: &str, clients: Option<&Authority>) -> ServerConfig {
     let provider = Arc::new(default_provider());
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
-    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let (chain, key) = parts(pem);
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
     let builder = match clients {

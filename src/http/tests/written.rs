@@ -79,6 +79,7 @@ fn a_response_leaves_with_the_framing_and_persistence_decided_here() {
 #[test]
 fn response_edits_delete_replace_and_add_but_never_frame() {
     let edits = HeaderEdits {
+        made: Vec::new(),
         del: vec!["server".into()],
         set: vec![("X-Frame-Options".into(), "DENY\r\nEvil: 1".into()), ("Content-Length".into(), "9".into())],
         add: vec![("Vary".into(), "a".into()), ("Connection".into(), "x".into())],
