@@ -75,6 +75,21 @@ kill_master() {
     eventually 'another master' master_other_than "$pid"
 }
 
+# Systemd hears of nobody and ends it. Its workers serve meanwhile.
+hung_master() {
+    local pid
+    pid=$(master)
+    within kill -STOP "$pid" || return
+    eventually 'another master' master_other_than "$pid"
+}
+
+# Before the next start, so that nobody has to wait for half a minute.
+short_watchdog() {
+    within sh -c 'mkdir -p /run/systemd/system/proxy.service.d
+        printf "[Service]\nWatchdogSec=4s\n" >/run/systemd/system/proxy.service.d/watchdog.conf
+        systemctl daemon-reload'
+}
+
 master_other_than() {
     [[ $(master) != "$1" ]] && serves
 }
@@ -249,9 +264,11 @@ full_life() {
     step 'a next version that cannot run' 0 unusable_upgrade
     step 'a next version that refuses the configuration' 0 refused_upgrade
     step 'the first version again' 0 install_over proxy.deb
+    [[ $INIT != systemd ]] || short_watchdog
     step 'restart' - service restart
     expect 'it serves after the restart' serves
     step 'kill -9 of the master' - kill_master
+    [[ $INIT != systemd ]] || step 'the master stands still' - hung_master
     logs
 }
 

@@ -17,6 +17,10 @@ next_packages() {
         fi
         sed -i "s/^\(Version: [^+]*\).*/\1+$number/" "$WORK/unpacked/DEBIAN/control"
         "program_of_$name" >"$WORK/unpacked/usr/sbin/proxy"
+        rm -rf "$WORK/unpacked/usr/lib/proxy"
+        if [[ $name == refusing ]]; then
+            install -D "$WORK/program" "$WORK/unpacked/usr/lib/proxy/program"
+        fi
         dpkg-deb --root-owner-group -Zgzip -z1 -b "$WORK/unpacked" "$WORK/$name.deb" >/dev/null
     done
     rm -rf "$WORK/unpacked" "$WORK/program"
@@ -34,9 +38,16 @@ program_of_unusable() {
     head -c 4096 "$WORK/program"
 }
 
+# The program itself, but for what it thinks of the configuration.
 program_of_refusing() {
-    # shellcheck disable=SC2016
-    printf '#!/bin/sh\n[ "$1" != version ] || exec echo proxy 99\necho "error: maxconn is gone" >&2\nexit 1\n'
+    cat <<'SH'
+#!/bin/sh
+if [ "$1" = check ]; then
+    echo "error: maxconn is gone" >&2
+    exit 1
+fi
+exec /usr/lib/proxy/program "$@"
+SH
 }
 
 program_of_mended() {
