@@ -89,6 +89,14 @@ log_row() {
     note "$title: $(lines udp "$word") lines by UDP, $(lines dev "$word") by /dev/log of $REQUESTS requests"
 }
 
+# Nobody but rsyslogd holds the file, so nobody else has to be told.
+rotated() {
+    within logrotate -f /etc/logrotate.d/proxy
+    expect 'the old log is kept' within test -s /var/log/proxy.log.1
+    expect 'it serves while the log is rotated' serves
+    eventually 'a line in the new log' within test -s /var/log/proxy.log
+}
+
 logs() {
     local before way
     log_both_ways
@@ -119,4 +127,5 @@ logs() {
     expect 'no line came twice' test "$(lines udp -two),$(lines dev -two)" = "$REQUESTS,$REQUESTS"
     within sh -c 'rm -f /etc/rsyslog.d/10-count.conf /var/log/count-*.log'
     rsyslog restart
+    rotated
 }
