@@ -196,17 +196,20 @@ apt_get() {
     fi
 }
 
-# Requests and failed ones of ab. It counts a reset or refused connection under three headings: the largest is how
-# many there were.
+# Requests and failed ones of many runs of ab. It counts a reset or refused connection under three headings: the largest
+# is how many there were. A run that it gave up is a request of each user that waited for too long.
 tally_ab() {
-    awk '
-        /^Complete requests:/ { all = $3 }
+    awk -v users="$USERS" '
+        /^Complete requests:/ { all += $3 }
         /^ +\(Connect:/ {
             gsub(/[(),]/, "")
-            for (column = 2; column <= 8; column += 2) if ($column + 0 > broken) broken = $column + 0
+            most = 0
+            for (column = 2; column <= 8; column += 2) if ($column + 0 > most) most = $column + 0
+            broken += most
         }
-        /^Non-2xx responses:/ { other = $3 }
-        END { print all + 0, broken + other }' "$WORK/load"
+        /^Non-2xx responses:/ { broken += $3 }
+        /^given up$/ { all += users; broken += users }
+        END { print all + 0, broken + 0 }' "$WORK/load"
 }
 
 # The same of wrk, whose every socket error is one request.
@@ -218,13 +221,18 @@ tally_wrk() {
         END { print all + 0, broken + other }' "$WORK/load"
 }
 
-# One connection per request by ab; connections that are kept by wrk.
+# One connection per request by ab, in short runs, because interrupted it may spin for ever; kept connections by wrk.
 start_load() {
     local tool=$1
-    within rm -f /run/load.pid
+    within rm -f /run/load.pid /run/load.stop
     # shellcheck disable=SC2016
     case $tool in
-        ab) within sh -c 'echo $$ >/run/load.pid; exec ab -r -s 20 -f TLS1.2 -n 2000000 -c "$1" "$2"' ab "$USERS" "$URL" ;;
+        ab)
+            within sh -c 'echo $$ >/run/load.pid
+                until [ -e /run/load.stop ]; do
+                    ab -r -s 20 -f TLS1.2 -n 200 -c "$1" "$2" || echo "given up"
+                done' ab "$USERS" "$URL"
+            ;;
         wrk) within sh -c 'echo $$ >/run/load.pid; exec wrk -t 2 -c "$1" -d 600s --timeout 20s "$2"' wrk "$USERS" "$URL" ;;
     esac >"$WORK/load" 2>"$WORK/load.err" &
     LOAD=$!
@@ -235,7 +243,10 @@ start_load() {
 stop_load() {
     sleep 0.5
     # shellcheck disable=SC2016
-    within sh -c 'kill -INT "$(cat /run/load.pid)"' 2>/dev/null || :
+    case $1 in
+        ab) within touch /run/load.stop ;;
+        wrk) within sh -c 'kill -INT "$(cat /run/load.pid)"' 2>/dev/null || : ;;
+    esac
     wait "$LOAD" || :
 }
 
@@ -256,7 +267,7 @@ step() {
         cat "$WORK/step" >&2
     }
     took=$((($(date +%s%N) - began) / 1000000))
-    stop_load
+    stop_load "$tool"
     read -r requests failed < <("tally_$tool")
     if [[ $limit != - ]]; then
         ((requests > 0 && failed <= limit)) || {

@@ -288,7 +288,7 @@ life() {
     [[ $SUITE != bookworm ]] || rebooted
     service stop
     removed
-    within rm -f /run/load.pid /run/samples
+    within rm -f /run/load.pid /run/load.stop /run/samples
     inventory >"$WORK/after"
     diff "$WORK/before" "$WORK/after" || wrong 'purge leaves files, or took some'
     shut_down
