@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 
+use super::check::check as checks;
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
 use super::server_tls::{TlsFiles, tls_client};
@@ -26,14 +27,15 @@ pub(super) fn backend(
     }
     let balance =
         section.choice("balance", &BALANCES.map(|balance| (balance.word(), balance))).unwrap_or(Balance::RoundRobin);
-    let servers = servers(&mut section);
+    let its_check = section.table("check").map(|section| checks(section, settings.check));
+    let servers = servers(&mut section, its_check.is_some());
     let tls = section.table("tls").map(|tls| tls_client(tls, files, &servers));
     section.finish();
     Backend {
         name: name.text.clone(),
         mode: settings.mode,
         balance,
-        check: None,
+        check: its_check,
         servers,
         tls,
         retries: settings.retries,
@@ -45,7 +47,7 @@ pub(super) fn backend(
     }
 }
 
-fn servers(section: &mut Section<'_>) -> Vec<Server> {
+fn servers(section: &mut Section<'_>, are_checked: bool) -> Vec<Server> {
     let mut servers = Vec::new();
     let mut names: Vec<Text> = Vec::new();
     for mut table in section.tables("server") {
@@ -56,12 +58,17 @@ fn servers(section: &mut Section<'_>) -> Vec<Server> {
         }
         let weight = table.integer("weight", 0..=256).and_then(|weight| u16::try_from(weight).ok()).unwrap_or(WEIGHT);
         let backup = table.boolean("backup").unwrap_or(false);
+        let checked = table.boolean("check");
+        if checked == Some(true) && !are_checked {
+            let fix = "add check = { type = \"tcp\" } to the backend";
+            table.report.error(table.place("check"), "nothing says how this server is checked", fix);
+        }
         if let Some(name) = &name {
             once(name, &mut names, &table);
         }
         if let (Some(name), Some(address)) = (name, address.and_then(|text| resolve(&text, &table))) {
             let (address, host) = address;
-            servers.push(Server { name: name.text, address, host, weight, backup });
+            servers.push(Server { name: name.text, address, host, weight, backup, checked: checked.unwrap_or(true) });
         }
         table.finish();
     }
@@ -69,7 +76,14 @@ fn servers(section: &mut Section<'_>) -> Vec<Server> {
         let name = format!("s{}", index + 1);
         once(&Text { text: name.clone(), span: text.span.clone() }, &mut names, section);
         let resolved = resolve(&text, section);
-        servers.extend(resolved.map(|(address, host)| Server { name, address, host, weight: WEIGHT, backup: false }));
+        servers.extend(resolved.map(|(address, host)| Server {
+            name,
+            address,
+            host,
+            weight: WEIGHT,
+            backup: false,
+            checked: true,
+        }));
     }
     if section.value("server").is_none() && section.value("servers").is_none() {
         let message = format!("{} has no server", section.name);

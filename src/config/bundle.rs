@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Bind;
+use super::check::Check;
 use super::expression::Template;
 use super::route::Route;
 use super::rule::Rule;
@@ -431,44 +432,6 @@ impl Balance {
     }
 }
 
-/// `[backend.NAME.check]`: how servers are checked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// What is asked once connected; `None` when a connection is enough.
-    pub http: Option<HttpCheck>,
-    /// Time between two checks of a server.
-    pub interval: Duration,
-    /// The same while its state is changing.
-    pub fast: Duration,
-    /// Failures in a row that take it down.
-    pub fall: u16,
-    /// Successes in a row that bring it up.
-    pub rise: u16,
-    /// A check that takes longer has failed.
-    pub timeout: Duration,
-}
-
-impl Check {
-    /// The level of a server that is surely up.
-    #[must_use]
-    pub fn full(&self) -> u16 {
-        self.rise + self.fall - 1
-    }
-}
-
-/// An HTTP check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HttpCheck {
-    /// Request target.
-    pub path: String,
-    /// `Host`; the server's address when absent.
-    pub host: Option<String>,
-    /// Statuses that pass, as ranges with both ends.
-    pub statuses: Vec<(u16, u16)>,
-    /// What the body has to contain.
-    pub body: Option<String>,
-}
-
 /// One server of a backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Server {
@@ -483,4 +446,6 @@ pub struct Server {
     pub weight: u16,
     /// Takes requests only while no other server does.
     pub backup: bool,
+    /// Whether it is checked, where the backend's servers are.
+    pub checked: bool,
 }

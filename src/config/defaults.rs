@@ -27,6 +27,7 @@ pub(super) struct Settings {
     pub(super) connect: Duration,
     pub(super) server: Duration,
     pub(super) tunnel: Duration,
+    pub(super) check: Option<Duration>,
     pub(super) client: ClientTimeouts,
     pub(super) limit: Limits,
     pub(super) error_pages: Vec<ErrorPage>,
@@ -45,6 +46,7 @@ impl Default for Settings {
             connect: Duration::from_secs(5),
             server: Duration::from_secs(50),
             tunnel: tunnel_timeout(),
+            check: None,
             client: ClientTimeouts {
                 client: Duration::from_secs(50),
                 http_request: Duration::from_secs(10),
@@ -88,6 +90,7 @@ impl Settings {
                 set(&mut new.connect, timeout.duration("connect"));
                 set(&mut new.server, timeout.duration("server"));
                 set(&mut new.tunnel, timeout.duration("tunnel"));
+                new.check = timeout.duration("check").or(new.check);
             }
         }
         if half != Half::Backend {

@@ -5,6 +5,7 @@ mod authorities;
 mod backend;
 mod bundle;
 mod certificates;
+mod check;
 mod ciphers;
 mod defaults;
 mod expression;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use bundle::*;
 pub use certificates::{Facts, facts};
+pub use check::{Check, CheckMethod, HttpCheck};
 pub use ciphers::openssl_cipher;
 pub use expression::{Converter, Fetch, Piece, Template};
 pub use listen::{Access, Address, Bind};

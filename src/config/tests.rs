@@ -280,3 +280,70 @@ fn systemds_watchdog_is_answered_by_the_threads_unless_the_file_says_otherwise()
     assert!(!watchdog("\n[systemd]\nwatchdog = false\n"));
     each_is_wrong_once(FRONTEND, &[("\n[systemd]\nwatchdg = true", "unknown", "did you mean `watchdog`?")]);
 }
+
+#[test]
+fn checks_are_what_haproxy_would_do_where_nothing_is_said() {
+    let check = |text: &str| {
+        let loaded = read(&FRONTEND.replace("[backend.b]\n", &format!("[backend.b]\n{text}\n")));
+        loaded.unwrap_or_else(|rejected| panic!("{text}: {rejected}")).bundle.backends[0].check.clone()
+    };
+    assert_eq!(check(""), None);
+    let plain = check("check = {}").unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!((plain.interval, plain.fast, plain.timeout), (seconds(2), seconds(2), seconds(2)));
+    assert_eq!((plain.fall, plain.rise, plain.full(), plain.http), (3, 2, 4, None));
+    let http =
+        check("check = { type = \"http\", interval = \"3s\", fast = \"500ms\" }\ntimeout.check = \"1s\"").unwrap();
+    assert_eq!((http.fast, http.timeout), (Duration::from_millis(500), seconds(1)));
+    let request = http.http.unwrap();
+    assert_eq!((request.path.as_str(), &request.statuses[..]), ("/", &[(200, 399)][..]));
+    let wanted = "check = { type = \"http\", expect = { status = [\"200-299, 404\", 503], body = \"ok\" } }";
+    let request = check(wanted).unwrap().http.unwrap();
+    assert_eq!((&request.statuses[..], request.body), (&[(200, 299), (404, 404), (503, 503)][..], Some("ok".into())));
+}
+
+#[test]
+fn a_check_that_could_not_work_is_refused() {
+    each_is_wrong_once(
+        FRONTEND,
+        &[
+            (
+                "[backend.c]\nservers = \"127.0.0.1:1\"\ncheck.path = \"/x\"",
+                "`path` means something only",
+                "type = \"http\"",
+            ),
+            (
+                "[backend.c]\nservers = \"127.0.0.1:1\"\ncheck = { type = \"htpp\" }",
+                "cannot be `htpp`",
+                "did you mean `http`?",
+            ),
+            ("[backend.c]\nservers = \"127.0.0.1:1\"\ncheck = { fall = 0 }", "`fall` is out of range", "1 to 1000"),
+            ("[backend.c]\nservers = \"127.0.0.1:1\"\ncheck = { inter = \"2s\" }", "unknown key `inter`", "interval"),
+            (
+                "[backend.c]\nservers = \"127.0.0.1:1\"\ncheck = { type = \"http\", path = \"a b\" }",
+                "`a b` is not a path",
+                "/healthz",
+            ),
+            (
+                "[backend.c]\nservers = \"127.0.0.1:1\"\ncheck = { type = \"http\", host = \"a\\r\\nb\" }",
+                "`host` is not a host name",
+                "write",
+            ),
+            (
+                "[backend.c]\nservers = \"127.0.0.1:1\"\ncheck = { type = \"http\", expect.status = \"2xx\" }",
+                "`2xx` is no status",
+                "200-299",
+            ),
+            (
+                "[backend.c]\nservers = \"127.0.0.1:1\"\ncheck = { type = \"http\", method = \"HEAD\", expect.body = \"x\" }",
+                "has no body",
+                "use GET",
+            ),
+            (
+                "[backend.c]\nserver = { name = \"s\", address = \"127.0.0.1:1\", check = true }",
+                "nothing says how this server is checked",
+                "add check",
+            ),
+        ],
+    );
+}

@@ -79,6 +79,8 @@ pub enum ToWorker {
     Listeners(Vec<ListenerOwner>),
     /// Accept: the reload is decided. A worker that is ready touches no client before this.
     Serve,
+    /// The servers are yours to check, until the shared memory says that they are another generation's.
+    Check,
     /// Stop accepting, finish what is open, then exit.
     Drain {
         /// Places of the listening sockets, as they were handed over, that no new worker has: their
@@ -113,6 +115,8 @@ pub enum FromWorker {
     LogLost(usize),
     /// Listening sockets are closed; only open connections remain.
     Draining,
+    /// Something that happened to a server, for the log: syslog severity and text.
+    Event(u8, String),
 }
 
 /// Worker to worker: connections that change hands, one descriptor each, in the order of the lists.

@@ -23,6 +23,16 @@ pub enum Severity {
     Debug = 7,
 }
 
+impl Severity {
+    /// The severity of a number, the least urgent for one that is none.
+    #[must_use]
+    pub fn of(number: u8) -> Self {
+        use Severity::{Alert, Critical, Debug, Emergency, Error, Info, Notice, Warning};
+        let all = [Emergency, Alert, Critical, Error, Warning, Notice, Info];
+        all.into_iter().find(|severity| *severity as u8 == number).unwrap_or(Debug)
+    }
+}
+
 /// Longest line to a local socket, and longest JSON line anywhere: what rsyslog takes by default.
 pub(super) const LONG: usize = 8192;
 /// Longest text line over UDP: RFC 3164 section 4.1, and HAProxy's default `len`.

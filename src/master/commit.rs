@@ -81,7 +81,10 @@ impl Master {
         }
         let Prepared { bundle, listeners, worker, maxconn, .. } = prepared;
         worker.listen(said, &self.blank.events);
+        // From now on checks are its business: what the old one still finds is about servers that may be others by now.
+        self.blank.memory.set_prober(worker.generation);
         self.settle_servers(&bundle, &worker.slots);
+        worker.tell(&ToWorker::Check);
         let abandoned = listeners::abandoned(&self.listeners, &listeners);
         let retiring = self.workers.promote(worker, &abandoned, &bundle.reload);
         publication.confirm();

@@ -72,6 +72,8 @@ pub enum Counter {
     LastChange = 45,
     /// Seconds it was down before it last came up (`downtime`).
     Downtime = 46,
+    /// Millisecond (epoch) when its last check began; not shown.
+    LastCheck = 47,
 }
 
 /// Words per slot: the counters, from 64 on the latency histogram, from 88 on whose slot it is.

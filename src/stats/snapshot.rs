@@ -187,7 +187,7 @@ impl Snapshot {
 impl Row {
     fn describe(&mut self, backend: &config::Backend, server: &config::Server) {
         self.standing = self.slot.map(|slot| slot.standing()).unwrap_or_default();
-        self.check = backend.check.as_ref().map(|check| (check.rise, check.fall));
+        self.check = backend.check_of(server).map(|check| (check.rise, check.fall));
         self.weight = self.standing.share(server.weight, self.check.is_some()).into();
         self.user_weight = self.standing.orders.weight.unwrap_or(server.weight).into();
         (self.active, self.backup) = if server.backup { (0, 1) } else { (1, 0) };

@@ -75,10 +75,14 @@ pub enum CheckStatus {
     L7Invalid,
     /// The status is not the expected one.
     L7WrongStatus,
+    /// TLS was established; nothing else was wanted.
+    L6Ok,
+    /// There was no TLS session with this server.
+    L6Invalid,
 }
 
 impl CheckStatus {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Initializing,
         Self::SocketError,
         Self::L4Ok,
@@ -88,6 +92,8 @@ impl CheckStatus {
         Self::L7Timeout,
         Self::L7Invalid,
         Self::L7WrongStatus,
+        Self::L6Ok,
+        Self::L6Invalid,
     ];
 
     /// HAProxy's abbreviation (`check_status`) and description (`check_desc`).
@@ -103,13 +109,15 @@ impl CheckStatus {
             Self::L7Timeout => ("L7TOUT", "Layer7 timeout"),
             Self::L7Invalid => ("L7RSP", "Layer7 invalid response"),
             Self::L7WrongStatus => ("L7STS", "Layer7 wrong status"),
+            Self::L6Ok => ("L6OK", "Layer6 check passed"),
+            Self::L6Invalid => ("L6RSP", "Layer6 invalid response"),
         }
     }
 
     /// Whether the server passed.
     #[must_use]
     pub fn passed(self) -> bool {
-        matches!(self, Self::L4Ok | Self::L7Ok)
+        matches!(self, Self::L4Ok | Self::L6Ok | Self::L7Ok)
     }
 }
 
@@ -214,9 +222,14 @@ impl Slot {
 
     /// Forgets what checks found.
     pub fn forget_health(&self) {
-        for counter in
-            [Counter::Health, Counter::ChecksFailed, Counter::TimesDown, Counter::LastChange, Counter::Downtime]
-        {
+        for counter in [
+            Counter::Health,
+            Counter::ChecksFailed,
+            Counter::TimesDown,
+            Counter::LastChange,
+            Counter::Downtime,
+            Counter::LastCheck,
+        ] {
             self.set(counter, 0);
         }
     }

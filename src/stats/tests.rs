@@ -64,6 +64,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
                 address: "127.0.0.1:9000".parse().unwrap(),
                 weight: 1,
                 backup: false,
+                checked: true,
             }],
             retries: 3,
             redispatch: true,

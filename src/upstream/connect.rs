@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::{ConnectError, ServerStream};
-use crate::tls::{Refused, ServerTls};
+use crate::config;
+use crate::tls::{ClientSettings, Refused, ServerTls};
 
 /// Bytes that the TLS library may hold back, one record.
 const TLS_BUFFER: usize = 16 * 1024;
@@ -22,6 +23,17 @@ pub struct Way {
 }
 
 impl Way {
+    /// The way to a server of a backend; `None` for one whose host no certificate can be for.
+    #[must_use]
+    pub fn to(backend: &config::Backend, server: usize, secured: Option<&ClientSettings>) -> Option<Self> {
+        let config::Server { name, address, host, .. } = backend.servers.get(server)?;
+        let tls = match secured {
+            Some(settings) => Some(settings.server(name, host).ok()?),
+            None => None,
+        };
+        Some(Self { address: *address, tls })
+    }
+
     /// Opens a connection that is ready for the first request: handshakes count against the limit.
     ///
     /// # Errors

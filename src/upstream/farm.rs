@@ -4,6 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::balance::{Schedule, Share};
+use super::verdict::{adjusted, initial};
 use crate::config::{self, Bundle};
 use crate::handoff::messages::Slots;
 use crate::logging::Severity;
@@ -65,7 +66,7 @@ impl<'a> Farm<'a> {
             return Vec::new();
         }
         let leaves_maintenance = before.orders.admin == Admin::Maint && orders.admin != Admin::Maint;
-        if let (true, Some(check)) = (leaves_maintenance, &self.config.check) {
+        if let (true, Some(check)) = (leaves_maintenance, self.check_of(server)) {
             let known = before.health.unwrap_or(initial(check));
             slot.note_health(Health { up: true, level: check.rise, ..known });
         }
@@ -78,7 +79,7 @@ impl<'a> Farm<'a> {
     pub fn note(&self, server: usize, health: Health, info: Option<&str>) -> Lines {
         let slot = self.servers[server].0;
         let was_up = slot.standing().is_up(true);
-        if was_up && !health.status.passed() {
+        if was_up && !health.status.passed() && health.status != CheckStatus::SocketError {
             slot.add(Counter::ChecksFailed, 1);
         }
         if was_up == health.up {
@@ -106,8 +107,9 @@ impl<'a> Farm<'a> {
                 Some(_) => {}
             }
             let same = old.is_some_and(|old| old.address == config.address);
-            if !same || self.config.check.is_none() {
-                slot.forget_health();
+            match (self.config.check_of(config), slot.standing().health) {
+                (Some(check), Some(health)) if same => slot.note_health(adjusted(health, check)),
+                _ => slot.forget_health(),
             }
         }
         self.slot.announce();
@@ -115,7 +117,7 @@ impl<'a> Farm<'a> {
 
     /// Makes a change known, and keeps the times of the server and of the whole backend.
     fn changing(&self, server: usize, change: impl FnOnce()) -> Lines {
-        let (slot, checked) = (self.servers[server].0, self.config.check.is_some());
+        let (slot, checked) = (self.servers[server].0, self.check_of(server).is_some());
         let runs = || {
             let standing = slot.standing();
             standing.orders.admin != Admin::Maint && standing.is_up(checked)
@@ -134,15 +136,18 @@ impl<'a> Farm<'a> {
         Vec::new()
     }
 
+    fn check_of(&self, server: usize) -> Option<&'a config::Check> {
+        self.config.check_of(&self.config.servers[server])
+    }
+
     fn schedule(&self) -> Schedule {
         Schedule::new(&self.shares())
     }
 
     fn shares(&self) -> Vec<Share> {
-        let checked = self.config.check.is_some();
         let both = self.config.servers.iter().zip(&self.servers);
         both.map(|(config, (slot, _))| Share {
-            weight: slot.standing().share(config.weight, checked),
+            weight: slot.standing().share(config.weight, self.config.check_of(config).is_some()),
             backup: config.backup,
         })
         .collect()
@@ -190,7 +195,7 @@ impl<'a> Farm<'a> {
 
     fn told(&self, server: usize, before: Orders, now: Orders) -> Lines {
         let title = self.title(server);
-        let up = self.standing(server).is_up(self.config.check.is_some());
+        let up = self.standing(server).is_up(self.check_of(server).is_some());
         let word = if up { "UP" } else { "DOWN" };
         let mut lines = Vec::new();
         if before.admin != now.admin {
@@ -210,12 +215,6 @@ impl<'a> Farm<'a> {
         }
         lines
     }
-}
-
-/// The health of a server whose checks begin: up, and down with its first failure.
-#[must_use]
-pub fn initial(check: &config::Check) -> Health {
-    Health { up: true, level: check.rise, status: CheckStatus::Initializing, code: 0, millis: 0 }
 }
 
 fn keep_times(slot: Slot, before: bool, now: bool, second: u64) {

@@ -2,11 +2,14 @@
 //! Called by `proxy` for each request. Never parses HTTP.
 
 mod balance;
+mod checks;
 mod connect;
 mod error;
 mod farm;
 mod pool;
+mod probe;
 mod stream;
+mod verdict;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -22,9 +25,10 @@ use crate::stats::{Admin, Counter, Gauge, Memory, Slot};
 use crate::tls::ClientSettings;
 
 pub use balance::{Attempt, Schedule, Share};
+pub use checks::Checks;
 pub use connect::Way;
 pub use error::ConnectError;
-pub use farm::{Farm, Lines, initial};
+pub use farm::{Farm, Lines};
 pub use pool::{Connection, MAX_IDLE, Pool};
 pub use stream::ServerStream;
 
@@ -103,12 +107,11 @@ impl Backend {
 
     fn current_schedule(&self) -> Schedule {
         let config = self.config();
-        let checked = config.check.is_some();
         let both = config.servers.iter().zip(&self.servers);
         let shares: Vec<_> = both
-            .map(|(config, server)| Share {
-                weight: server.slot.standing().share(config.weight, checked),
-                backup: config.backup,
+            .map(|(its, server)| Share {
+                weight: server.slot.standing().share(its.weight, config.check_of(its).is_some()),
+                backup: its.backup,
             })
             .collect();
         Schedule::new(&shares)
@@ -190,13 +193,11 @@ pub fn backends(
     let mut all = Vec::with_capacity(bundle.backends.len());
     for index in 0..bundle.backends.len() {
         let mut servers = Vec::new();
-        for (place, config) in slots.servers.get(index)?.iter().zip(&bundle.backends[index].servers) {
-            let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(config.name.as_bytes()));
-            let tls = match secured.get(index)? {
-                Some(settings) => Some(settings.server(&config.name, &config.host).ok()?),
-                None => None,
-            };
-            let way = Way { address: config.address, tls };
+        let config = &bundle.backends[index];
+        for (server, place) in slots.servers.get(index)?.iter().enumerate().take(config.servers.len()) {
+            let name = config.servers[server].name.as_bytes();
+            let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(name));
+            let way = Way::to(config, server, secured.get(index)?.as_ref())?;
             servers.push(Server { slot, pool: Pool::default(), way, place: *place, identity });
         }
         let slot = memory.slot(lane, *slots.backends.get(index)?)?;

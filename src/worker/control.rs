@@ -24,6 +24,7 @@ use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
 use crate::stats::StatsPage;
 use crate::tls::{self, TicketKeys};
+use crate::upstream::Checks;
 
 /// How long connections get to notice that the worker stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -74,6 +75,7 @@ struct Worker {
     tickets: Arc<TicketKeys>,
     logger: Logger,
     log_thread: LogThread,
+    checks: Checks,
     bundle: Arc<Bundle>,
 }
 
@@ -112,6 +114,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
     let tickets = TicketKeys::from_raw(&start.ticket_keys, bundle.global.tickets.lifetime())?;
     let (orders, watching) = watch::channel(Order::Wait);
     let (departure, leaving) = Departure::new();
+    let secured: Arc<[_]> = tls::client_settings(&bundle)?.into();
     let shared = Shared {
         bundle: Arc::clone(&bundle),
         slots: start.slots.clone(),
@@ -119,7 +122,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
         lane: start.lane,
         threads: start.threads,
         tls: acceptors(&bundle, &tickets)?,
-        secured: tls::client_settings(&bundle)?.into(),
+        secured: Arc::clone(&secured),
         limits: limits(&bundle, start.maxconn),
         logger: logger.clone(),
         active: Arc::new(AtomicU32::new(0)),
@@ -129,7 +132,9 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
     };
     let crew = muster(&shared, &listeners).map_err(WorkerError::Thread)?;
     let (queues, successor) = (listeners.len(), watch::channel(None).0);
-    Ok((Worker { orders, crew, queues, departure, successor, tickets, logger, log_thread, bundle }, leaving))
+    let checks =
+        Checks { bundle: Arc::clone(&bundle), slots: start.slots, memory, secured, generation: start.generation };
+    Ok((Worker { orders, crew, queues, departure, successor, tickets, logger, log_thread, checks, bundle }, leaving))
 }
 
 impl Crew {
@@ -196,7 +201,7 @@ fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Limits> {
 }
 
 impl Worker {
-    async fn follow(mut self, channel: &Channel, leaving: Way) -> Result<(), WorkerError> {
+    async fn follow(mut self, channel: &Arc<Channel>, leaving: Way) -> Result<(), WorkerError> {
         if let Err(error) = self.crew.ready().await {
             // The master may be gone, which is then the reason already.
             let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
@@ -214,7 +219,7 @@ impl Worker {
                         self.end().await;
                         return Err(error);
                     },
-                    Ok(Some((message, fds))) => match self.obey(message, fds.into_iter().next()) {
+                    Ok(Some((message, fds))) => match self.obey(channel, message, fds.into_iter().next()) {
                         Followed::On => {}
                         Followed::Drain(limit) => hard_stop = Some(limit),
                         Followed::Stop => break,
@@ -256,8 +261,22 @@ impl Worker {
         Ok(())
     }
 
-    fn obey(&self, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
+    /// The checks are this worker's; what they find is for the master to say.
+    fn check_servers(&self, channel: &Arc<Channel>) {
+        let (channel, logger) = (Arc::clone(channel), self.logger.clone());
+        self.checks.start(move |lines| {
+            for (severity, line) in lines {
+                if channel.send(&FromWorker::Event(severity as u8, line.clone()), &[]).is_err() {
+                    // Without a master, on our own way.
+                    logger.event(severity, &line);
+                }
+            }
+        });
+    }
+
+    fn obey(&self, channel: &Arc<Channel>, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
         match (message, fd) {
+            (ToWorker::Check, _) => self.check_servers(channel),
             (ToWorker::Drain { abandoned, hard_stop_after }, _) => {
                 // Only crashing and hanging are meant for this step.
                 let _ = fault::strike(Step::Drain);
