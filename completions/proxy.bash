@@ -40,6 +40,9 @@ _proxy() {
             proxy,self-signed)
                 cmd="proxy__subcmd__self__subcmd__signed"
                 ;;
+            proxy,server)
+                cmd="proxy__subcmd__server"
+                ;;
             proxy,status)
                 cmd="proxy__subcmd__status"
                 ;;
@@ -79,6 +82,9 @@ _proxy() {
             proxy__subcmd__help,self-signed)
                 cmd="proxy__subcmd__help__subcmd__self__subcmd__signed"
                 ;;
+            proxy__subcmd__help,server)
+                cmd="proxy__subcmd__help__subcmd__server"
+                ;;
             proxy__subcmd__help,status)
                 cmd="proxy__subcmd__help__subcmd__status"
                 ;;
@@ -94,6 +100,30 @@ _proxy() {
             proxy__subcmd__help,worker)
                 cmd="proxy__subcmd__help__subcmd__worker"
                 ;;
+            proxy__subcmd__help__subcmd__server,list)
+                cmd="proxy__subcmd__help__subcmd__server__subcmd__list"
+                ;;
+            proxy__subcmd__help__subcmd__server,set)
+                cmd="proxy__subcmd__help__subcmd__server__subcmd__set"
+                ;;
+            proxy__subcmd__server,help)
+                cmd="proxy__subcmd__server__subcmd__help"
+                ;;
+            proxy__subcmd__server,list)
+                cmd="proxy__subcmd__server__subcmd__list"
+                ;;
+            proxy__subcmd__server,set)
+                cmd="proxy__subcmd__server__subcmd__set"
+                ;;
+            proxy__subcmd__server__subcmd__help,help)
+                cmd="proxy__subcmd__server__subcmd__help__subcmd__help"
+                ;;
+            proxy__subcmd__server__subcmd__help,list)
+                cmd="proxy__subcmd__server__subcmd__help__subcmd__list"
+                ;;
+            proxy__subcmd__server__subcmd__help,set)
+                cmd="proxy__subcmd__server__subcmd__help__subcmd__set"
+                ;;
             *)
                 ;;
         esac
@@ -101,7 +131,7 @@ _proxy() {
 
     case "${cmd}" in
         proxy)
-            opts="-h --help run check reload reload-socket status upgrade stop self-signed demo measure version worker help"
+            opts="-h --help run check reload reload-socket status server upgrade stop self-signed demo measure version worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -151,7 +181,7 @@ _proxy() {
             return 0
             ;;
         proxy__subcmd__help)
-            opts="run check reload reload-socket status upgrade stop self-signed demo measure version worker help"
+            opts="run check reload reload-socket status server upgrade stop self-signed demo measure version worker help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -265,6 +295,48 @@ _proxy() {
         proxy__subcmd__help__subcmd__self__subcmd__signed)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__help__subcmd__server)
+            opts="list set"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__help__subcmd__server__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__help__subcmd__server__subcmd__set)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -526,6 +598,152 @@ _proxy() {
                     return 0
                     ;;
                 --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__server)
+            opts="-h --help list set help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__server__subcmd__help)
+            opts="list set help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__server__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__server__subcmd__help__subcmd__list)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__server__subcmd__help__subcmd__set)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__server__subcmd__list)
+            opts="-f -s -h --config --socket --timeout --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        proxy__subcmd__server__subcmd__set)
+            opts="-f -s -h --config --socket --timeout --state --weight --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -f)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -s)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --state)
+                    COMPREPLY=($(compgen -W "ready drain maint" -- "${cur}"))
+                    return 0
+                    ;;
+                --weight)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

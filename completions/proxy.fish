@@ -30,6 +30,7 @@ complete -c proxy -n "__fish_proxy_needs_command" -f -a "check" -d 'Check the co
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "reload" -d 'Load the configuration anew; returns when the new generation serves'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "reload-socket" -d 'Reload with the listening sockets handed over: `reload --mode handover`'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "status" -d 'Show generations, listeners, connections and the last reload'
+complete -c proxy -n "__fish_proxy_needs_command" -f -a "server" -d 'Show servers, take them out of service, give them another weight'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "upgrade" -d 'Let the running daemon become the program that is installed now; same pid, nothing is closed'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "stop" -d 'Stop the daemon'
 complete -c proxy -n "__fish_proxy_needs_command" -f -a "self-signed" -d 'Make a self-signed certificate with its key, in one PEM'
@@ -68,6 +69,26 @@ complete -c proxy -n "__fish_proxy_using_subcommand status" -s s -l socket -d 'A
 complete -c proxy -n "__fish_proxy_using_subcommand status" -l timeout -d 'Wait at most this many seconds for the outcome' -r
 complete -c proxy -n "__fish_proxy_using_subcommand status" -l json -d 'For machines'
 complete -c proxy -n "__fish_proxy_using_subcommand status" -s h -l help -d 'Print help'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and not __fish_seen_subcommand_from list set help" -s h -l help -d 'Print help'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and not __fish_seen_subcommand_from list set help" -f -a "list" -d 'Show all servers with their state'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and not __fish_seen_subcommand_from list set help" -f -a "set" -d 'Change a server\'s state or weight, until it is changed again: reloads, crashes and upgrades keep it'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and not __fish_seen_subcommand_from list set help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from list" -s f -l config -d 'Configuration file that names the admin socket' -r -F
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from list" -s s -l socket -d 'Admin socket, instead of the configuration\'s' -r -F
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from list" -l timeout -d 'Wait at most this many seconds for the outcome' -r
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from list" -l json -d 'For machines'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from set" -s f -l config -d 'Configuration file that names the admin socket' -r -F
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from set" -s s -l socket -d 'Admin socket, instead of the configuration\'s' -r -F
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from set" -l timeout -d 'Wait at most this many seconds for the outcome' -r
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from set" -l state -d 'Whether it takes requests' -r -f -a "ready\t'It takes requests'
+drain\t'No new requests; checks go on'
+maint\t'No new requests, no checks, no idle connections'"
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from set" -l weight -d 'Its share of requests: 0 to 256, or 0% to 100% of the configured one' -r
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from set" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from help" -f -a "list" -d 'Show all servers with their state'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from help" -f -a "set" -d 'Change a server\'s state or weight, until it is changed again: reloads, crashes and upgrades keep it'
+complete -c proxy -n "__fish_proxy_using_subcommand server; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c proxy -n "__fish_proxy_using_subcommand upgrade" -s f -l config -d 'Configuration file that names the admin socket' -r -F
 complete -c proxy -n "__fish_proxy_using_subcommand upgrade" -s s -l socket -d 'Admin socket, instead of the configuration\'s' -r -F
 complete -c proxy -n "__fish_proxy_using_subcommand upgrade" -l timeout -d 'Wait at most this many seconds for the outcome' -r
@@ -98,16 +119,19 @@ complete -c proxy -n "__fish_proxy_using_subcommand version" -l verbose -d 'Also
 complete -c proxy -n "__fish_proxy_using_subcommand version" -l json -d 'For machines: which versions of what crosses in an upgrade it speaks'
 complete -c proxy -n "__fish_proxy_using_subcommand version" -s h -l help -d 'Print help'
 complete -c proxy -n "__fish_proxy_using_subcommand worker" -s h -l help -d 'Print help'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "run" -d 'Serve, in the foreground or as a daemon'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "check" -d 'Check the configuration and everything it names; change nothing'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "reload" -d 'Load the configuration anew; returns when the new generation serves'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "reload-socket" -d 'Reload with the listening sockets handed over: `reload --mode handover`'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "status" -d 'Show generations, listeners, connections and the last reload'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "upgrade" -d 'Let the running daemon become the program that is installed now; same pid, nothing is closed'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "stop" -d 'Stop the daemon'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "self-signed" -d 'Make a self-signed certificate with its key, in one PEM'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "demo" -d 'Show it at work: three servers, TLS, statistics; no files, no root'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "measure" -d 'Measure what clients lose while the daemon is restarted or reloaded'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "version" -d 'Show the version'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "worker" -d 'A worker process (started by the master only)'
-complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status upgrade stop self-signed demo measure version worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "run" -d 'Serve, in the foreground or as a daemon'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "check" -d 'Check the configuration and everything it names; change nothing'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "reload" -d 'Load the configuration anew; returns when the new generation serves'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "reload-socket" -d 'Reload with the listening sockets handed over: `reload --mode handover`'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "status" -d 'Show generations, listeners, connections and the last reload'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "server" -d 'Show servers, take them out of service, give them another weight'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "upgrade" -d 'Let the running daemon become the program that is installed now; same pid, nothing is closed'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "stop" -d 'Stop the daemon'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "self-signed" -d 'Make a self-signed certificate with its key, in one PEM'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "demo" -d 'Show it at work: three servers, TLS, statistics; no files, no root'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "measure" -d 'Measure what clients lose while the daemon is restarted or reloaded'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "version" -d 'Show the version'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "worker" -d 'A worker process (started by the master only)'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and not __fish_seen_subcommand_from run check reload reload-socket status server upgrade stop self-signed demo measure version worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and __fish_seen_subcommand_from server" -f -a "list" -d 'Show all servers with their state'
+complete -c proxy -n "__fish_proxy_using_subcommand help; and __fish_seen_subcommand_from server" -f -a "set" -d 'Change a server\'s state or weight, until it is changed again: reloads, crashes and upgrades keep it'

@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -245,4 +246,131 @@ fn reloads_neither_stop_nor_multiply_the_checks() {
     let due = usize::try_from(took.as_millis() / 250).unwrap();
     assert!(reloads > 3, "only {reloads} reloads");
     assert!((due / 2..=due + 2).contains(&checks), "{checks} checks instead of {due} during {reloads} reloads");
+}
+
+/// Which of two servers answers so many requests; a failure panics.
+fn answers(site: &Site, count: usize) -> BTreeMap<String, usize> {
+    let mut answers = BTreeMap::new();
+    for _ in 0..count {
+        let answer = Client::connect(site.address()).get("/");
+        assert_eq!(answer.status(), 200);
+        *answers.entry(answer.text()).or_default() += 1;
+    }
+    answers
+}
+
+fn expected(counts: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+fn order(site: &Site, arguments: &[&str]) -> String {
+    let output = site.proxy(&[&["server", "set"], arguments].concat());
+    assert_eq!(code(&output), 0, "{arguments:?}: {}", support::text(&output.stderr));
+    support::text(&output.stdout)
+}
+
+#[test]
+fn promise_16_drain_maintenance_and_weights_survive_reloads_and_crashes() {
+    let (one, two) = (Origin::named("one"), Origin::named("two"));
+    let (site, page) = site(&[one.address, two.address], "");
+    let daemon = site.start();
+    let steps = ["none", "handover", "rebind", "crash", "handover"];
+    for (arguments, status, served) in [
+        (&["pool/s1", "--state", "drain"][..], "DRAIN", &[("two", 20)][..]),
+        (&["pool/s1", "--state", "maint"], "MAINT", &[("two", 20)]),
+        (&["pool/s1", "--state", "ready", "--weight", "3"], "no check", &[("one", 15), ("two", 5)]),
+        (&["pool/s1", "--weight", "0"], "DRAIN", &[("two", 20)]),
+    ] {
+        order(&site, arguments);
+        for step in steps {
+            match step {
+                "none" => {}
+                "crash" => reap_worker(&site),
+                mode => assert_eq!(code(&site.proxy(&["reload", "--mode", mode])), 0),
+            }
+            assert_eq!(answers(&site, 20), expected(served), "{arguments:?} after {step}");
+        }
+        assert_eq!(row(&page, "s1")["status"], status);
+    }
+    order(&site, &["pool/s1", "--weight", "100%"]);
+    assert_eq!(answers(&site, 20), expected(&[("one", 10), ("two", 10)]));
+    daemon.hear("Server pool/s1 enters drain state. 1 active and 0 backup servers left.");
+    daemon.hear("Server pool/s1 is going DOWN for maintenance.");
+    daemon.hear("Server pool/s1 is UP/READY (leaving forced maintenance). 2 active");
+}
+
+#[test]
+fn an_order_is_forgotten_with_its_server_and_a_weight_with_a_new_configured_one() {
+    let (one, two) = (Origin::named("one"), Origin::named("two"));
+    let (site, _page) = site(&[one.address, two.address], "");
+    let _daemon = site.start();
+    order(&site, &["pool/s1", "--state", "drain", "--weight", "7"]);
+    let both = std::fs::read_to_string(site.config()).unwrap();
+    let line = format!("  {{ name = \"s1\", address = \"{}\" }},\n", one.address);
+    let reload = |text: &str| {
+        std::fs::write(site.config(), text).unwrap();
+        assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    };
+    reload(&both.replace(&line, &line.replace(" }", ", weight = 3 }")));
+    assert_eq!(answers(&site, 8), expected(&[("two", 8)]), "another weight ends no drain");
+    order(&site, &["pool/s1", "--state", "ready"]);
+    assert_eq!(answers(&site, 8), expected(&[("one", 6), ("two", 2)]));
+    order(&site, &["pool/s1", "--state", "drain"]);
+    reload(&both.replace(&line, ""));
+    reload(&both);
+    assert_eq!(answers(&site, 8), expected(&[("one", 4), ("two", 4)]));
+}
+
+#[test]
+fn a_wrong_order_changes_nothing_and_is_told_what_would_be_right() {
+    let origin = Origin::named("one");
+    let (site, _page) = site(&[origin.address], "");
+    let daemon = site.start();
+    for (name, said) in [
+        ("pol/s1", "there is no backend `pol`: did you mean `pool`?"),
+        ("pool/s", "backend `pool` has no server `s`: did you mean `s1`?"),
+        ("pool", "`pool` names no server: write BACKEND/SERVER"),
+    ] {
+        let output = site.proxy(&["server", "set", name, "--state", "drain"]);
+        assert_eq!((code(&output), support::text(&output.stderr).trim()), (1, said));
+    }
+    let output = site.proxy(&["server", "set", "pool/s1", "--weight", "257"]);
+    assert_eq!(code(&output), 1);
+    assert!(support::text(&output.stderr).contains("0 to 256"));
+    let list = site.proxy(&["server", "list", "--json"]);
+    let list: Value = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!((&list[0]["server"], &list[0]["state"], &list[0]["weight"]), (&"s1".into(), &"ready".into(), &1.into()));
+    let table = support::text(&site.proxy(&["server", "list"]).stdout);
+    assert!(table.contains("pool/s1  no check  ready  1"), "{table}");
+    drop(daemon);
+    assert_eq!(code(&site.proxy(&["server", "set", "pool/s1", "--state", "drain"])), 4);
+}
+
+#[test]
+fn haproxys_commands_on_the_admin_socket_mean_the_same() {
+    let (one, two) = (Origin::named("one"), Origin::named("two"));
+    let (site, page) = site(&[one.address, two.address], "");
+    let _daemon = site.start();
+    let say = |line: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(site.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        serde_json::from_str::<Value>(&answer).unwrap()
+    };
+    for (line, status, weight) in [
+        ("set server pool/s1 state drain", "DRAIN", 0),
+        ("set server pool/s1 state ready", "no check", 1),
+        ("set server pool/s1 weight 9", "no check", 9),
+        ("disable server pool/s1", "MAINT", 0),
+        ("enable server pool/s1", "no check", 9),
+        ("set weight pool/s1 0", "DRAIN", 0),
+    ] {
+        let answer = say(line);
+        assert_eq!(answer["outcome"], "applied", "{line}: {answer}");
+        let row = row(&page, "s1");
+        assert_eq!((&row["status"], &row["weight"]), (&Value::from(status), &Value::from(weight)), "{line}");
+    }
+    assert_eq!(say("set server pool/s1 state dran")["outcome"], "rejected");
 }

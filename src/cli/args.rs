@@ -33,6 +33,9 @@ pub(super) enum Command {
     ReloadSocket(Target),
     /// Show generations, listeners, connections and the last reload
     Status(StatusArgs),
+    /// Show servers, take them out of service, give them another weight
+    #[command(subcommand)]
+    Server(ServerCommand),
     /// Let the running daemon become the program that is installed now; same pid, nothing is closed
     Upgrade(Target),
     /// Stop the daemon
@@ -149,6 +152,48 @@ pub(super) struct StatusArgs {
     /// For machines
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ServerCommand {
+    /// Show all servers with their state
+    List(ServerListArgs),
+    /// Change a server's state or weight, until it is changed again: reloads, crashes and upgrades keep it
+    Set(ServerSetArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServerListArgs {
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// For machines
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServerSetArgs {
+    /// Which server
+    #[arg(value_name = "BACKEND/SERVER")]
+    pub(super) server: String,
+    #[command(flatten)]
+    pub(super) target: Target,
+    /// Whether it takes requests
+    #[arg(long, required_unless_present = "weight")]
+    pub(super) state: Option<ServerState>,
+    /// Its share of requests: 0 to 256, or 0% to 100% of the configured one
+    #[arg(long, value_name = "WEIGHT")]
+    pub(super) weight: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ServerState {
+    /// It takes requests
+    Ready,
+    /// No new requests; checks go on
+    Drain,
+    /// No new requests, no checks, no idle connections
+    Maint,
 }
 
 #[derive(Debug, Args)]

@@ -55,16 +55,22 @@ fn commands() -> String {
     whole
         .get_subcommands()
         .filter(|command| !command.is_hide_set() && command.get_name() != "help")
-        .map(command)
+        .map(|one| command("", one))
         .collect()
 }
 
 /// One command: what it does, and its options as a list.
-fn command(command: &Command) -> String {
+fn command(above: &str, command: &Command) -> String {
+    let name = format!("{above}{}", command.get_name());
+    let below = command.get_subcommands().filter(|below| below.get_name() != "help");
+    let below: String = below.map(|below| self::command(&format!("{name} "), below)).collect();
+    if !below.is_empty() {
+        return below;
+    }
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let options = command.get_arguments().filter(|option| !option.is_hide_set() && option.get_id() != "help");
     let options: String = options.map(option).collect();
-    format!(".SS {}\n{}.\n{options}", command.get_name(), roff(&about))
+    format!(".SS {name}\n{}.\n{options}", roff(&about))
 }
 
 /// `-f, --config FILE`, what it is for, and what it is when absent.
@@ -74,7 +80,8 @@ fn option(option: &Arg) -> String {
     let names: Vec<_> = short.into_iter().chain(long).collect();
     let takes = option.get_action().takes_values();
     let values = option.get_value_names().unwrap_or_default().iter().filter(|_| takes);
-    let values: String = values.map(|name| format!(" \\fI{name}\\fR")).collect();
+    let before = if option.is_positional() { "" } else { " " };
+    let values: String = values.map(|name| format!("{before}\\fI{}\\fR", roff(name))).collect();
     let several = if takes && option.get_num_args().is_some_and(|count| count.max_values() > 1) { "..." } else { "" };
     let help = option.get_help().map(ToString::to_string).unwrap_or_default();
     let known: Vec<_> = option.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();

@@ -14,6 +14,7 @@ mod origin;
 mod reload;
 mod run;
 mod self_signed;
+mod server;
 mod showcase;
 mod status;
 mod stop;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Reload(reload) => reload::run(&reload.target, reload.mode.map(Into::into)),
         Command::ReloadSocket(target) => reload::run(&target, Some(crate::config::ReloadMode::Handover)),
         Command::Status(status) => status::run(&status),
+        Command::Server(command) => server::run(&command),
         Command::Upgrade(target) => upgrade::run(&target),
         Command::Stop(stop) => stop::run(&stop),
         Command::SelfSigned(wanted) => self_signed::run(&wanted),

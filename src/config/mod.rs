@@ -66,6 +66,7 @@ pub struct Loaded {
 }
 
 pub use load::{admin_socket, load, load_text};
+pub use report::nearest;
 pub use rights::{may_become_anybody, may_confine, may_give_to};
 
 /// Bytes as base64 text, for `#[serde(with)]`.

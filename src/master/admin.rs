@@ -17,6 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::events::Event;
+use super::orders::{self, ServerRequest};
 use crate::config::{Admin, AdminLevel, ReloadMode, may_give_to};
 use crate::handoff::getsocks::COMMAND;
 
@@ -27,14 +28,15 @@ const QUEUE: i32 = 1024;
 /// Pause after accept(2) failed.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Longest command line.
-const LONGEST: u64 = 256;
+const LONGEST: u64 = 1024;
 /// How long callers that have connected get to say what they want when nobody more is let in.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a caller asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Request {
     Status,
+    Servers(ServerRequest),
     Reload(Option<ReloadMode>),
     Upgrade,
     Stop { graceful: bool },
@@ -294,13 +296,13 @@ async fn hear(
     }
     let caller = Caller { stream: stream.into_std()?, trusted, _seat: Some(seat) };
     match parse(line) {
-        None => caller.answer(&Answer::new(Outcome::Rejected, format!("unknown command `{line}`"))),
-        Some(request) if !permitted(request, admin.level, trusted) => {
+        Err(problem) => caller.answer(&Answer::new(Outcome::Rejected, problem)),
+        Ok(request) if !permitted(&request, admin.level, trusted) => {
             refused(line);
             caller.answer(&Answer::new(Outcome::Rejected, "permission denied"));
         }
         // Without a receiver the master is ending.
-        Some(request) => drop(events.send(Event::Admin(request, caller))),
+        Ok(request) => drop(events.send(Event::Admin(request, caller))),
     }
     Ok(())
 }
@@ -316,8 +318,8 @@ fn line(answer: &Answer, trusted: bool) -> serde_json::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn parse(line: &str) -> Option<Request> {
-    Some(match line {
+fn parse(line: &str) -> Result<Request, String> {
+    Ok(match line {
         "status" => Request::Status,
         "reload" => Request::Reload(None),
         "reload handover" => Request::Reload(Some(ReloadMode::Handover)),
@@ -325,15 +327,19 @@ fn parse(line: &str) -> Option<Request> {
         "upgrade" => Request::Upgrade,
         "stop" => Request::Stop { graceful: false },
         "stop graceful" => Request::Stop { graceful: true },
-        _ => return None,
+        _ => {
+            let servers = orders::parse(line).ok_or_else(|| format!("unknown command `{line}`"))?;
+            Request::Servers(servers?)
+        }
     })
 }
 
-/// Looking needs `user`, reloading `operator`, upgrading and stopping `admin`; strangers whom the socket's mode lets
-/// in never do the last two.
-fn permitted(request: Request, level: AdminLevel, trusted: bool) -> bool {
+/// Looking needs `user`, reloading `operator`, changing servers `admin` as in HAProxy, upgrading and stopping, too;
+/// strangers whom the socket's mode lets in never do the last two.
+fn permitted(request: &Request, level: AdminLevel, trusted: bool) -> bool {
     match request {
-        Request::Status => true,
+        Request::Status | Request::Servers(ServerRequest::List) => true,
+        Request::Servers(ServerRequest::Set(_)) => level >= AdminLevel::Admin,
         Request::Reload(_) => level >= AdminLevel::Operator,
         Request::Upgrade | Request::Stop { .. } => level >= AdminLevel::Admin && trusted,
     }
@@ -346,17 +352,21 @@ mod tests {
     #[test]
     fn rights_follow_level_and_caller() {
         let stop = Request::Stop { graceful: false };
+        let drain = parse("server set b/s state drain").unwrap();
         for (request, level, trusted, expected) in [
             (Request::Status, AdminLevel::User, false, true),
             (Request::Reload(None), AdminLevel::User, true, false),
             (Request::Reload(None), AdminLevel::Operator, false, true),
             (Request::Upgrade, AdminLevel::Admin, false, false),
             (Request::Upgrade, AdminLevel::Admin, true, true),
-            (stop, AdminLevel::Operator, true, false),
-            (stop, AdminLevel::Admin, false, false),
+            (Request::Servers(ServerRequest::List), AdminLevel::User, false, true),
+            (drain.clone(), AdminLevel::Operator, true, false),
+            (drain, AdminLevel::Admin, false, true),
+            (stop.clone(), AdminLevel::Operator, true, false),
+            (stop.clone(), AdminLevel::Admin, false, false),
             (stop, AdminLevel::Admin, true, true),
         ] {
-            assert_eq!(permitted(request, level, trusted), expected, "{request:?} {level:?} {trusted}");
+            assert_eq!(permitted(&request, level, trusted), expected, "{request:?} {level:?} {trusted}");
         }
     }
 
@@ -382,8 +392,8 @@ mod tests {
 
     #[test]
     fn commands_are_words_not_prefixes() {
-        assert_eq!(parse("reload rebind"), Some(Request::Reload(Some(ReloadMode::Rebind))));
-        assert_eq!(parse("reload  rebind"), None);
-        assert_eq!(parse("stopp"), None);
+        assert_eq!(parse("reload rebind"), Ok(Request::Reload(Some(ReloadMode::Rebind))));
+        assert!(parse("reload  rebind").is_err());
+        assert!(parse("stopp").is_err());
     }
 }

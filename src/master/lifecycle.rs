@@ -31,7 +31,7 @@ use super::watchdog::Watch;
 use super::workers::Workers;
 use super::{MasterError, spawn, supervisor};
 use crate::config::Bundle;
-use crate::handoff::messages::{FromWorker, ToWorker};
+use crate::handoff::messages::{FromWorker, Slots, ToWorker};
 use crate::handoff::{Channel, getsocks};
 use crate::logging::{EventLog, Severity};
 use crate::stats::Memory;
@@ -260,6 +260,10 @@ impl Master {
             Request::Reload(mode) => self.wishes.push(Wish { mode, caller: Some(caller) }),
             Request::Upgrade => self.upgrades.push(caller),
             Request::Status => caller.answer(&self.status()),
+            Request::Servers(request) => {
+                let answer = self.serve_servers(&request);
+                caller.answer(&answer);
+            }
             Request::Stop { graceful: true } => {
                 self.end(Ending::WhenDrained);
                 caller.answer_and_hold(&Answer::new(Outcome::Applied, "finishing open connections"));
@@ -376,6 +380,11 @@ impl Master {
             self.workers.drain(&abandoned, self.bundle.reload.hard_stop_after);
         }
         self.ending = ending;
+    }
+
+    /// Where everything that serves is counted.
+    pub(super) fn slots(&self) -> Result<Slots, MasterError> {
+        self.blank.directory.borrow_mut().slots(&self.bundle, &self.workers.slots())
     }
 
     fn dismiss_callers(&mut self) {

@@ -11,6 +11,7 @@ mod lifecycle;
 mod listeners;
 mod log_sockets;
 mod manifest;
+mod orders;
 mod pidfile;
 mod reload;
 mod respawn;
