@@ -14,6 +14,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
+use super::buffers::Buffers;
 use super::fetch::{Edits, Facts};
 use super::io::{ClientStream, poll_read_with};
 use super::timer::Timer;
@@ -39,8 +40,6 @@ const TLS_BUFFER: usize = 16 * 1024;
 const OFFER: Duration = Duration::from_secs(60);
 /// Bytes of a request head that may travel to another worker.
 const MOST_UNREAD: usize = 64 * 1024;
-/// Buffers above this size are given back between requests.
-const KEEP_BUFFER: usize = 4096;
 
 /// A client and everything its requests reuse.
 pub struct Client {
@@ -136,11 +135,11 @@ pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: 
     });
     let Some(stream) = establish(&site, socket, &timer).await else { return };
     let peer = peer.map(address::internet);
-    let Some(client) = Client::new(stream, timer, peer, (thread, Rc::clone(&site))) else { return };
-    let mut client = Client { began, ..client };
+    let Some(mut client) = Client::new(stream, timer, peer, (thread, Rc::clone(&site))) else { return };
+    client.began = began;
     match site.config().mode {
         Mode::Http => converse(client).await,
-        Mode::Tcp => session::serve(&mut client).await,
+        Mode::Tcp => Box::pin(session::serve(&mut client)).await,
     }
 }
 
@@ -177,7 +176,7 @@ pub async fn resume_tunnel(
 }
 
 /// Goes on in the protocol that the client has chosen: by ALPN over TLS, by its first bytes where that is allowed.
-async fn converse(mut client: Client) {
+async fn converse(mut client: Box<Client>) {
     let proto = client.site.config().proto;
     let h2 = match client.stream.protocol() {
         Some(protocol) => protocol == b"h2",
@@ -185,7 +184,7 @@ async fn converse(mut client: Client) {
         // HTTP/2 never moves: what comes from another worker is HTTP/1, whatever is configured by now.
         None => proto == Proto::H2 && client.left.is_none(),
     };
-    if h2 { h2_connection::serve(client).await } else { run(client).await }
+    if h2 { Box::pin(h2_connection::serve(*client)).await } else { run(client).await }
 }
 
 /// Reads until it is certain whether the client begins with the preface of HTTP/2; whatever else happens is HTTP/1's.
@@ -213,11 +212,12 @@ async fn begins_with_preface(client: &mut Client) -> bool {
     .await
 }
 
-async fn run(mut client: Client) {
+/// While it waits for a request, a connection owns no room for what comes next: rare phases have boxes of their own.
+async fn run(mut client: Box<Client>) {
     loop {
         match request::serve_one(&mut client).await {
             Next::KeepAlive => client.rest(),
-            Next::Leave if client.leave().await => return,
+            Next::Leave if Box::pin(client.leave()).await => return,
             Next::Leave => {}
             Next::Close => return client.close(false).await,
             Next::Linger => return client.close(true).await,
@@ -234,7 +234,7 @@ async fn run(mut client: Client) {
 /// The TLS handshake, where configured.
 async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<ClientStream> {
     let Some(acceptor) = &site.tls else { return Some(ClientStream::Plain(socket)) };
-    let mut handshake = pin!(acceptor.accept(socket));
+    let mut handshake = Box::pin(acceptor.accept(socket));
     let result = poll_fn(|cx| {
         if timer.poll(cx).is_some() {
             return Poll::Ready(None);
@@ -261,12 +261,12 @@ impl Client {
         timer: Timer,
         peer: Option<Endpoint>,
         (thread, site): (Rc<Thread>, Rc<Site>),
-    ) -> Option<Self> {
+    ) -> Option<Box<Self>> {
         let local = address::local(stream.socket()?, &site.config().binds)?;
         let peer = peer.unwrap_or(local);
         let edits = site.edits.made(&Facts { frontend: site.config(), peer, local, session: stream.session() });
         let client = Self::assemble(stream, timer, (peer, local), (thread, site));
-        Some(Self { edits, ..client })
+        Some(Box::new(Self { edits, ..client }))
     }
 
     /// A client of which nothing has been read.
@@ -341,20 +341,35 @@ impl Client {
         .await
     }
 
-    /// Between requests a connection owns as little memory as it can.
+    /// Between requests a connection owns no buffer: the thread keeps them for whoever asks next.
     fn rest(&mut self) {
         self.requests += 1;
-        for buffer in [&mut self.head, &mut self.out, &mut self.input] {
-            if buffer.is_empty() && buffer.capacity() > KEEP_BUFFER {
-                *buffer = Vec::new();
-            }
+        if self.input.is_empty() {
+            self.give_buffers();
         }
     }
 
+    fn give_buffers(&mut self) {
+        let buffers = Buffers {
+            input: std::mem::take(&mut self.input),
+            head: std::mem::take(&mut self.head),
+            out: std::mem::take(&mut self.out),
+            fields: std::mem::take(&mut self.fields),
+            response_fields: std::mem::take(&mut self.response_fields),
+        };
+        self.thread.buffers.give(buffers);
+    }
+
     /// Says goodbye, then waits briefly for the client's end if it had, or may have, more to say.
-    pub(super) async fn close(mut self, sending: bool) {
+    pub(super) async fn close(&mut self, sending: bool) {
         self.timer.set(LINGER);
         let unread = sending || !self.input.is_empty();
+        self.give_buffers();
+        let silent = !unread && matches!(&self.stream, ClientStream::Plain(socket) if !has_unread(socket));
+        if silent && self.stays.is_none() {
+            // Closing says the same with one call less, where no other worker may hold the descriptor too.
+            return;
+        }
         poll_fn(|cx| {
             // First, so that it is tried even where no time is left.
             let said = Pin::new(&mut self.stream).poll_shutdown(cx).map(drop);

@@ -2,6 +2,7 @@
 //! Called by `worker` with an accepted socket. Never binds, never reads a file, never takes a lock.
 
 mod address;
+mod buffers;
 mod connection;
 mod departure;
 mod error;
@@ -24,6 +25,7 @@ mod timer;
 mod transcode;
 mod tunnel;
 
+pub use buffers::Spare;
 pub use connection::{resume, resume_tunnel, serve};
 pub use departure::{Departure, Leaving};
 pub use error::{Failure, Side};

@@ -29,15 +29,14 @@ use crate::upstream::{Attempt, Backend, ConnectError, Connection};
 /// Longest wait before the same server is tried again (HAProxy: min of `timeout connect` and 1 s).
 const TURN_AROUND: Duration = Duration::from_secs(1);
 
-/// Serves the next request of a connection.
+/// Serves the next request of a connection. The box is there from its head to its answer only.
 pub async fn serve_one(client: &mut Client) -> Next {
-    let head = match receive(client).await {
-        Ok(Received::Head(head)) => head,
-        Ok(Received::Nothing) => return end_without_request(client),
-        Ok(Received::Leaving) => return Next::Leave,
-        Err(failure) => return refuse(client, failure).await,
-    };
-    answer(client, &head).await
+    match receive(client).await {
+        Ok(Received::Head(head)) => Box::pin(answer(client, &head)).await,
+        Ok(Received::Nothing) => end_without_request(client),
+        Ok(Received::Leaving) => Next::Leave,
+        Err(failure) => Box::pin(refuse(client, failure)).await,
+    }
 }
 
 /// Answers what never became a request.
@@ -148,8 +147,13 @@ impl Client {
     /// Reads some of the next head; false when the client left between requests.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
         let was_idle = self.input.is_empty();
-        let input = &mut self.input;
-        let read = poll_read_with(&mut self.stream, cx, |bytes, _| {
+        let Self { stream, thread, input, head, out, fields, response_fields, .. } = self;
+        let read = poll_read_with(stream, cx, |bytes, _| {
+            if input.capacity() == 0 && !bytes.is_empty() {
+                let spare = thread.buffers.take();
+                (*input, *head, *out) = (spare.input, spare.head, spare.out);
+                (*fields, *response_fields) = (spare.fields, spare.response_fields);
+            }
             input.extend_from_slice(bytes);
             bytes.len()
         });
@@ -248,7 +252,7 @@ async fn forward(
             Err(failure) => return Err(failure),
             Ok(Done { next: Next::Gone, .. }) => {
                 drop(request);
-                session::through(client, backend, connection, tally).await;
+                Box::pin(session::through(client, backend, connection, tally)).await;
                 return Ok(Next::Gone);
             }
             Ok(Done { next, reusable }) => {
@@ -287,7 +291,7 @@ pub(super) async fn obtain(
             tally.connect_ms = 0;
             return Ok(connection);
         }
-        let error = match backend.connect(*server).await {
+        let error = match Box::pin(backend.connect(*server)).await {
             Ok(connection) => {
                 tally.connect_ms = millis(began);
                 return Ok(connection);

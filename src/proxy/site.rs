@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU32;
 
 use tokio_rustls::TlsAcceptor;
 
+use super::buffers::Spare;
 use super::{Departure, Edits, Timers};
 use crate::config::{self, Bundle};
 use crate::http::HeadLimits;
@@ -21,6 +22,8 @@ pub struct Thread {
     pub bundle: Arc<Bundle>,
     /// Deadlines of this thread's connections.
     pub timers: Timers,
+    /// Buffers of requests to come.
+    pub buffers: Spare,
     /// Where access lines go.
     pub logger: Logger,
     /// Connections of the whole worker (`%ac`).

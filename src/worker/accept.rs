@@ -41,15 +41,14 @@ impl Listener {
         if SockRef::from(&fd).domain()? == Domain::UNIX {
             return UnixListener::from_std(StdUnixListener::from(fd)).map(Self::Unix);
         }
+        // Accepted sockets inherit it (tcp(7) leaves this unsaid, Linux has always done so).
+        SockRef::from(&fd).set_tcp_nodelay(true)?;
         TcpListener::from_std(StdTcpListener::from(fd)).map(Self::Internet)
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         Poll::Ready(match self {
-            Self::Internet(listener) => ready!(listener.poll_accept(cx)).and_then(|(stream, peer)| {
-                stream.set_nodelay(true)?;
-                Ok((stream, Some(peer)))
-            }),
+            Self::Internet(listener) => ready!(listener.poll_accept(cx)).map(|(stream, peer)| (stream, Some(peer))),
             Self::Unix(listener) => {
                 let accepted = ready!(listener.poll_accept(cx));
                 accepted.and_then(|(stream, _unnamed)| Ok((local(stream.into_std()?)?, None)))
@@ -64,7 +63,7 @@ impl Listener {
                 let Ok(listener) = listener.into_std() else { return Vec::new() };
                 let next = || listener.accept().ok();
                 let stream = |(stream, peer): (StdTcpStream, _)| {
-                    stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).ok()?;
+                    stream.set_nonblocking(true).ok()?;
                     Some((TcpStream::from_std(stream).ok()?, Some(peer)))
                 };
                 std::iter::from_fn(next).filter_map(stream).collect()

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::LocalSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::accept::{Accepted, Listener, accept_all};
@@ -21,7 +21,7 @@ use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::Logger;
-use crate::proxy::{self, Departure, Site, TICK, Thread, Timers};
+use crate::proxy::{self, Departure, Site, Spare, TICK, Thread, Timers};
 use crate::stats::{self, Memory, StatsPage};
 use crate::tls::ClientSettings;
 use crate::upstream;
@@ -100,7 +100,8 @@ pub struct Setup {
 
 /// Runs the thread to its end; `ready` is told as soon as it could serve.
 pub fn run(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // Not a `LocalSet`: whose wakers write to an eventfd for every batch of events, and read it again.
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => {
             // The receiver is gone only when the worker is ending anyway.
@@ -108,7 +109,7 @@ pub fn run(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
             return;
         }
     };
-    LocalSet::new().block_on(&runtime, serve(setup, ready));
+    runtime.block_on(serve(setup, ready));
 }
 
 /// Open client connections of a thread.
@@ -141,6 +142,7 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
     let thread = Rc::new(Thread {
         bundle: Arc::clone(&shared.bundle),
         timers: Timers::default(),
+        buffers: Spare::default(),
         logger: shared.logger.clone(),
         active: Arc::clone(&shared.active),
         draining: Cell::new(false),
@@ -286,9 +288,10 @@ impl Serving {
                     let (open, limits) = (Rc::clone(&self.open), self.shared.limits[index].clone());
                     let serve = move |(stream, peer): Accepted, permits: Option<Permits>| {
                         let guard = OpenGuard::new(&open);
-                        let connection = proxy::serve(Rc::clone(&thread), Rc::clone(&site), stream, peer);
+                        let (thread, site) = (Rc::clone(&thread), Rc::clone(&site));
                         tokio::task::spawn_local(async move {
-                            connection.await;
+                            // Made in here: what is captured and then awaited has its room twice.
+                            proxy::serve(thread, site, stream, peer).await;
                             drop((guard, permits));
                         });
                     };
