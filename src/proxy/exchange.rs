@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::AsyncWrite;
 
 use super::Failure;
-use super::io::{ClientStream, poll_read_with};
+use super::io::{ClientStream, poll_read_head};
 use super::pump::{Broken, Pump};
 use super::timer::{Alarm, Timer};
 use crate::http::{Asked, Field, HeadLimits, ResponseHead, parse_response};
@@ -99,7 +99,7 @@ impl Exchange<'_> {
                 }
             }
             let input = &mut self.server.input;
-            let read = poll_read_with(&mut self.server.stream, cx, |bytes, _| {
+            let read = poll_read_head(&mut self.server.stream, cx, |bytes, _| {
                 input.extend_from_slice(bytes);
                 bytes.len()
             });

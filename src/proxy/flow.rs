@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::io::{ClientStream, poll_read_with};
@@ -14,9 +14,9 @@ use super::splice::Pipe;
 use crate::upstream::ServerStream;
 
 /// A read of this size is the sign of a bulk transfer: the next bytes do not touch this process.
-const BULK: usize = 16 * 1024;
+pub(super) const BULK: usize = 16 * 1024;
 
-/// One end of a tunnel.
+/// One end of a tunnel, or of a body's way.
 pub trait End: AsyncRead + AsyncWrite + Unpin {
     /// The socket itself, where what it carries is what the other side shall get.
     fn plain(&self) -> Option<&TcpStream>;
@@ -164,13 +164,7 @@ impl Flow {
 
     fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<Result<usize, Broken>> {
         let Some(pipe) = &mut self.pipe else { return Poll::Pending };
-        loop {
-            ready!(from.poll_read_ready(cx)).map_err(|_error| Broken::Sender)?;
-            match from.try_io(Interest::READABLE, || pipe.fill(from)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                filled => return Poll::Ready(filled.map_err(|_error| Broken::Sender)),
-            }
-        }
+        pipe.poll_fill(cx, from, usize::MAX).map_err(|_error| Broken::Sender)
     }
 
     /// Writes straight from the read buffer; copies only what the receiver did not take.
@@ -220,13 +214,7 @@ impl Flow {
         self.sent = 0;
         let (Some(pipe), Some(to)) = (&mut self.pipe, to.plain()) else { return Poll::Ready(Ok(())) };
         while pipe.held() > 0 {
-            ready!(to.poll_write_ready(cx)).map_err(|_error| Broken::Receiver)?;
-            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
-                Ok(0) => return Poll::Ready(Err(Broken::Receiver)),
-                Ok(moved) => self.bytes += moved as u64,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_error) => return Poll::Ready(Err(Broken::Receiver)),
-            }
+            self.bytes += ready!(pipe.poll_drain(cx, to)).map_err(|_error| Broken::Receiver)? as u64;
         }
         Poll::Ready(Ok(()))
     }

@@ -122,7 +122,7 @@ pub async fn serve(client: Client) {
         .await;
     }
     let Some(stream) = wire.into_stream() else { return };
-    let client = host.into_client(stream);
+    let mut client = host.into_client(stream);
     if client.requests == 0 {
         request::end_without_request(&client);
     }

@@ -16,6 +16,8 @@ use crate::http::h2::Io;
 
 /// Bytes read at once. One buffer per thread serves all connections, so an idle connection owns none.
 const READ_SIZE: usize = 64 * 1024;
+/// Bytes read at once where a head is expected.
+const HEAD_SIZE: usize = 16 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_SIZE]);
@@ -136,8 +138,33 @@ pub fn poll_read_with<S, T>(
 where
     S: AsyncRead + Unpin,
 {
+    poll_read_most(stream, READ_SIZE, cx, take)
+}
+
+/// The same, for what begins with a head: no more of a body comes along than is cheap to copy, because the rest may
+/// not have to be read at all.
+pub fn poll_read_head<S, T>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    take: impl FnOnce(&[u8], &mut Context<'_>) -> T,
+) -> Poll<io::Result<T>>
+where
+    S: AsyncRead + Unpin,
+{
+    poll_read_most(stream, HEAD_SIZE, cx, take)
+}
+
+fn poll_read_most<S, T>(
+    stream: &mut S,
+    most: usize,
+    cx: &mut Context<'_>,
+    take: impl FnOnce(&[u8], &mut Context<'_>) -> T,
+) -> Poll<io::Result<T>>
+where
+    S: AsyncRead + Unpin,
+{
     SCRATCH.with_borrow_mut(|scratch| {
-        let mut buffer = ReadBuf::new(scratch);
+        let mut buffer = ReadBuf::new(&mut scratch[..most]);
         match Pin::new(stream).poll_read(cx, &mut buffer) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

@@ -1,13 +1,17 @@
 //! One direction of an exchange: a head already built, then the body as it comes.
-//! Polled by `exchange`, both directions in one task. Never holds more than one read's worth of a body:
+//! Polled by `exchange`, both directions in one task. Between plain sockets the kernel moves what of a body is long and
+//! leaves as it came. Never holds more than one read's worth of a body:
 //! while the receiver has not taken what was read, the sender is not read.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 
+use super::flow::{BULK, End};
 use super::io::poll_read_with;
+use super::splice::Pipe;
 use super::transcode::Transcoder;
 use crate::http::Refusal;
 use crate::http::h2::Io;
@@ -18,6 +22,7 @@ pub struct Pump {
     pending: Vec<u8>,
     sent: usize,
     flushed: bool,
+    pipe: Option<Pipe>,
     /// Bytes read from the sender.
     pub bytes_in: u64,
     /// Bytes written to the receiver.
@@ -45,6 +50,7 @@ impl Pump {
             pending: head,
             sent: 0,
             flushed: false,
+            pipe: None,
             bytes_in: 0,
             bytes_out: 0,
             blocked_on_receiver: false,
@@ -92,8 +98,8 @@ impl Pump {
         touch: &mut dyn FnMut(),
     ) -> Poll<Result<(), Broken>>
     where
-        R: Io,
-        W: AsyncWrite + Unpin,
+        R: Io + End,
+        W: End,
     {
         loop {
             self.blocked_on_receiver = true;
@@ -105,6 +111,14 @@ impl Pump {
                 ready!(self.poll_flush(cx, to))?;
             }
             self.blocked_on_receiver = false;
+            if let (Some(plain), Some(_)) = (from.plain(), to.plain())
+                && self.transcoder.unchanged() >= BULK as u64
+                && self.has_pipe()
+            {
+                ready!(self.poll_fill(cx, plain))?;
+                touch();
+                continue;
+            }
             let read = ready!(poll_read_with(from, cx, |bytes, cx| {
                 if !bytes.is_empty() {
                     let taken = self.accept_and_send(cx, bytes, to)?;
@@ -118,6 +132,31 @@ impl Pump {
             }
             touch();
         }
+    }
+
+    fn has_pipe(&mut self) -> bool {
+        if self.pipe.is_none() {
+            self.pipe = Pipe::take();
+        }
+        self.pipe.is_some()
+    }
+
+    /// Has the kernel take what the sender has of a body that nobody here looks at.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<Result<(), Broken>> {
+        let most = usize::try_from(self.transcoder.unchanged()).unwrap_or(usize::MAX);
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        let Poll::Ready(filled) = pipe.poll_fill(cx, from, most) else {
+            // Who waits owns no pipe.
+            self.pipe = None;
+            return Poll::Pending;
+        };
+        let count = filled.map_err(|_error| Broken::Sender)? as u64;
+        if count == 0 && !self.transcoder.end_of_input(&mut self.pending, b"") {
+            return Poll::Ready(Err(Broken::Sender));
+        }
+        self.transcoder.pass(count);
+        self.bytes_in += count;
+        Poll::Ready(Ok(()))
     }
 
     /// Writes body bytes straight from the read buffer where the framing allows; copies only what the
@@ -144,7 +183,7 @@ impl Pump {
         Ok(step.consumed)
     }
 
-    fn poll_send<W: AsyncWrite + Unpin>(
+    fn poll_send<W: End>(
         &mut self,
         cx: &mut Context<'_>,
         to: &mut W,
@@ -163,6 +202,11 @@ impl Pump {
         }
         self.pending.clear();
         self.sent = 0;
+        let (Some(pipe), Some(to)) = (&mut self.pipe, to.plain()) else { return Poll::Ready(Ok(())) };
+        while pipe.held() > 0 {
+            self.bytes_out += ready!(pipe.poll_drain(cx, to)).map_err(|_error| Broken::Receiver)? as u64;
+            touch();
+        }
         Poll::Ready(Ok(()))
     }
 

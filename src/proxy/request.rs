@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::connection::{Client, Next};
 use super::exchange::Exchange;
-use super::io::poll_read_with;
+use super::io::poll_read_head;
 use super::pump::{Broken, Pump};
 use super::reply::{Opening, broken_response, check_no_switch, check_switch, pass_interim, persistence, plan_response};
 use super::respond::applies;
@@ -148,7 +148,7 @@ impl Client {
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
         let was_idle = self.input.is_empty();
         let Self { stream, thread, input, head, out, fields, response_fields, .. } = self;
-        let read = poll_read_with(stream, cx, |bytes, _| {
+        let read = poll_read_head(stream, cx, |bytes, _| {
             if input.capacity() == 0 && !bytes.is_empty() {
                 let spare = thread.buffers.take();
                 (*input, *head, *out) = (spare.input, spare.head, spare.out);

@@ -1,11 +1,14 @@
 //! Pipes through which the kernel moves bytes from socket to socket (splice(2)), pooled per thread.
-//! Used by `flow`. Never copies a byte into this process but on its way to another one.
+//! Used by `flow` and `pump`. Never copies a byte into this process but on its way to another one.
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::task::{Context, Poll, ready};
 
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 /// Empty pipes a thread keeps.
 const SPARE: usize = 32;
@@ -59,22 +62,45 @@ impl Pipe {
         self.held
     }
 
-    /// Takes in what a socket has; 0 is its end. To be called on an empty pipe only: a full one would
-    /// look like a socket that has nothing.
-    pub(super) fn fill(&mut self, from: impl AsFd) -> io::Result<usize> {
+    /// Takes in what a socket has, `most` bytes at most; 0 is its end. To be called on an empty pipe only: a full
+    /// one would look like a socket that has nothing.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream, most: usize) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(from.poll_read_ready(cx))?;
+            match from.try_io(Interest::READABLE, || self.fill(from, most)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                filled => return Poll::Ready(filled),
+            }
+        }
+    }
+
+    /// Gives what it holds, or a part, to a socket.
+    pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || self.drain(to)) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                drained => return Poll::Ready(drained),
+            }
+        }
+    }
+
+    fn fill(&mut self, from: impl AsFd, most: usize) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        let moved = splice(from, None, &ends.writer, None, AT_ONCE, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?;
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        let moved = splice(from, None, &ends.writer, None, most.min(AT_ONCE), flags)?;
         self.held += moved;
         Ok(moved)
     }
 
-    /// Gives what it holds, or a part, to a socket.
-    pub(super) fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
+    fn drain(&mut self, to: impl AsFd) -> io::Result<usize> {
         let Some(ends) = &self.ends else { return Err(io::ErrorKind::BrokenPipe.into()) };
         let moved = splice(&ends.reader, None, to, None, self.held, SpliceFlags::MOVE | SpliceFlags::NONBLOCK)?;
         self.held -= moved.min(self.held);
         Ok(moved)
     }
+
     /// Takes everything out, for a journey to another worker.
     pub(super) fn empty_into(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
         let Some(ends) = &self.ends else { return Ok(()) };
@@ -119,15 +145,15 @@ mod tests {
         let (out, mut end) = UnixStream::pair().unwrap();
         far.set_nonblocking(true).unwrap();
         let mut pipe = Pipe::take().unwrap();
-        assert_eq!(pipe.fill(&far).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(pipe.fill(&far, AT_ONCE).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         near.write_all(b"hello").unwrap();
-        assert_eq!((pipe.fill(&far).unwrap(), pipe.held()), (5, 5));
+        assert_eq!((pipe.fill(&far, AT_ONCE).unwrap(), pipe.held()), (5, 5));
         assert_eq!((pipe.drain(&out).unwrap(), pipe.held()), (5, 0));
         let mut read = [0; 5];
         end.read_exact(&mut read).unwrap();
         assert_eq!(&read, b"hello");
         drop(near);
-        assert_eq!(pipe.fill(&far).unwrap(), 0);
+        assert_eq!(pipe.fill(&far, AT_ONCE).unwrap(), 0);
         drop(pipe);
         assert_eq!((ALIVE.get(), POOL.with_borrow(Vec::len)), (1, 1));
     }
@@ -137,7 +163,7 @@ mod tests {
         let (mut near, far) = UnixStream::pair().unwrap();
         near.write_all(b"secret").unwrap();
         let mut pipe = Pipe::take().unwrap();
-        pipe.fill(&far).unwrap();
+        pipe.fill(&far, AT_ONCE).unwrap();
         drop(pipe);
         assert_eq!((ALIVE.get(), POOL.with_borrow(Vec::len)), (0, 0));
     }
@@ -147,7 +173,7 @@ mod tests {
         let (mut near, far) = UnixStream::pair().unwrap();
         near.write_all(&[7; 10_000]).unwrap();
         let mut pipe = Pipe::take().unwrap();
-        let filled = pipe.fill(&far).unwrap();
+        let filled = pipe.fill(&far, AT_ONCE).unwrap();
         let mut bytes = Vec::new();
         pipe.empty_into(&mut bytes).unwrap();
         assert_eq!((bytes, pipe.held()), (vec![7; filled], 0));

@@ -57,6 +57,25 @@ impl Transcoder {
         &self.trailers
     }
 
+    /// How many of the sender's next bytes leave as they come, whatever they are.
+    pub fn unchanged(&self) -> u64 {
+        match self.source {
+            Source::Length(left) => left,
+            Source::UntilClose if !self.chunked_out => u64::MAX,
+            Source::UntilClose | Source::Chunked(_) | Source::Finished => 0,
+        }
+    }
+
+    /// So many of them went by without being seen.
+    pub fn pass(&mut self, count: u64) {
+        if let Source::Length(left) = &mut self.source {
+            *left = left.saturating_sub(count);
+            if *left == 0 {
+                self.source = Source::Finished;
+            }
+        }
+    }
+
     /// Whether the whole body has been consumed.
     pub fn is_finished(&self) -> bool {
         matches!(self.source, Source::Finished)
@@ -159,6 +178,19 @@ mod tests {
     fn a_length_ends_where_it_says_and_leaves_the_next_request() {
         let (sent, left, finished) = run(Body::Length(5), Body::Length(5), &[b"hel", b"loGET /"]);
         assert_eq!((sent.as_slice(), left.as_slice(), finished), (&b"hello"[..], &b"GET /"[..], true));
+    }
+
+    #[test]
+    fn what_goes_by_unseen_counts() {
+        let mut transcoder = Transcoder::new(Body::Length(5), Body::Length(5));
+        assert_eq!(transcoder.unchanged(), 5);
+        transcoder.pass(3);
+        assert_eq!((transcoder.unchanged(), transcoder.is_finished()), (2, false));
+        transcoder.pass(2);
+        assert_eq!((transcoder.unchanged(), transcoder.is_finished()), (0, true));
+        assert_eq!(Transcoder::new(Body::UntilClose, Body::UntilClose).unchanged(), u64::MAX);
+        assert_eq!(Transcoder::new(Body::UntilClose, Body::Chunked).unchanged(), 0);
+        assert_eq!(Transcoder::new(Body::Chunked, Body::Chunked).unchanged(), 0);
     }
 
     #[test]
