@@ -111,13 +111,15 @@ pub struct Reload {
 /// `[systemd]`: none of it does anything where the daemon was not started by systemd.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Systemd {
+    /// Listening sockets, counters and ticket keys are given to systemd to keep.
+    pub fdstore: bool,
     /// The unit's `WatchdogSec=` is answered as long as the serving threads turn; else as long as the master does.
     pub watchdog: bool,
 }
 
 impl Default for Systemd {
     fn default() -> Self {
-        Self { watchdog: true }
+        Self { fdstore: true, watchdog: true }
     }
 }
 

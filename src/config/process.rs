@@ -102,6 +102,7 @@ pub(super) fn reload(section: Option<Section<'_>>) -> Reload {
 pub(super) fn systemd(section: Option<Section<'_>>) -> Systemd {
     let mut systemd = Systemd::default();
     if let Some(mut section) = section {
+        systemd.fdstore = section.boolean("fdstore").unwrap_or(systemd.fdstore);
         systemd.watchdog = section.boolean("watchdog").unwrap_or(systemd.watchdog);
         section.finish();
     }

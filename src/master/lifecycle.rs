@@ -24,6 +24,7 @@ use super::slots::Directory;
 use super::spawn::Worker;
 use super::start::{self, Options};
 use super::status::LastReload;
+use super::store::Store;
 use super::tickets::TicketRing;
 use super::transaction::{Running, Task, Transaction, conclusion};
 use super::upgrade::Predecessor;
@@ -65,6 +66,14 @@ impl Blank {
     }
 }
 
+/// What a killed master left with the supervisor, beside sockets and counters.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) store: Store,
+    pub(super) last_reload: Option<LastReload>,
+    pub(super) orphans: Vec<(u32, u32)>,
+}
+
 /// What a master finds that was another program a moment ago.
 pub(super) struct Taken {
     pub(super) listeners: Vec<Listener>,
@@ -76,6 +85,7 @@ pub(super) struct Taken {
     pub(super) generation: u64,
     pub(super) began: Instant,
     pub(super) previous: Option<Predecessor>,
+    pub(super) store: Store,
     /// Who waits for the upgrade, and for reloads.
     pub(super) callers: (Vec<Caller>, Vec<Wish>),
 }
@@ -99,6 +109,7 @@ pub(super) struct Master {
     pub(super) previous: Option<Predecessor>,
     pub(super) running: Option<Running>,
     pub(super) retiring: Option<Retiring>,
+    pub(super) store: Store,
     pub(super) respawn: Respawn,
     pub(super) last_reload: Option<LastReload>,
     pub(super) watch: Watch,
@@ -166,6 +177,7 @@ impl Master {
             previous: taken.previous,
             running: None,
             retiring: None,
+            store: taken.store,
             respawn,
             last_reload: taken.last_reload,
             watch: Watch::from_supervisor(Instant::now()),
@@ -179,20 +191,28 @@ impl Master {
     }
 
     /// The master with its first generation serving.
-    pub(super) async fn first(options: Options, blank: Blank, prepared: Prepared) -> Result<Self, MasterError> {
+    pub(super) async fn first(
+        options: Options,
+        blank: Blank,
+        prepared: Prepared,
+        found: Found,
+    ) -> Result<Self, MasterError> {
+        let generation = prepared.worker.generation;
         let taken = Taken {
             listeners: Vec::new(),
             workers: Vec::new(),
             admin: None,
             pid_file: None,
             maxconn: prepared.maxconn,
-            last_reload: None,
-            generation: 1,
+            last_reload: found.last_reload,
+            generation,
             began: Instant::now(),
             previous: None,
             callers: (Vec::new(), Vec::new()),
+            store: found.store,
         };
         let mut master = Self::resumed(options, blank, Arc::clone(&prepared.bundle), taken);
+        master.workers.reserve(found.orphans);
         for warning in &prepared.warnings {
             master.show(Severity::Warning, warning);
         }
@@ -200,7 +220,8 @@ impl Master {
         master.commit(elected)?;
         master
             .say(Severity::Notice, &format!("proxy {} serves, pid {}", env!("CARGO_PKG_VERSION"), std::process::id()));
-        supervisor::started("generation 1 serves");
+        master.keep();
+        supervisor::started(&format!("generation {generation} serves"));
         Ok(master)
     }
 
@@ -322,6 +343,7 @@ impl Master {
         self.retired(generation);
         self.blank.memory.clear_lane(worker.lane);
         self.log_sockets.forget(generation);
+        self.keep();
         if worker.state != spawn::State::Serving {
             self.say(Severity::Info, &format!("generation {generation} has ended: {status}"));
             return;
@@ -337,6 +359,9 @@ impl Master {
         }
         self.look_after_workers(now);
         self.log_sockets.reconnect(now, &self.workers);
+        for lane in self.workers.bury_orphans() {
+            self.blank.memory.clear_lane(lane);
+        }
         if let Some(retiring) = self.retiring.take_if(|retiring| retiring.deadline() <= now) {
             retiring.finish();
         }
@@ -344,6 +369,7 @@ impl Master {
             Ok(false) => {}
             Ok(true) => {
                 self.workers.tell_all(&ToWorker::TicketKeys(self.blank.tickets.keys().to_vec()));
+                self.keep();
                 self.say(Severity::Info, "the TLS ticket keys were rotated");
             }
             Err(error) => self.say(Severity::Error, &format!("the TLS ticket keys stay: {error}")),

@@ -5,8 +5,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use listenfd::ListenFd;
-
 use super::MasterError;
 use crate::config::{Bind, Bundle, ReloadMode};
 use crate::handoff::getsocks;
@@ -76,19 +74,6 @@ pub(super) fn listen(listeners: &[Listener]) -> Result<(), MasterError> {
 pub(super) fn publish(listeners: &[Listener]) -> Result<Publication, MasterError> {
     let sockets = listeners.iter().map(|listener| (&listener.socket, &listener.bind));
     socket::publish(sockets).map_err(|problem| MasterError::Bind(vec![problem]))
-}
-
-/// Sockets passed by systemd or a compatible supervisor (sd_listen_fds(3)); what is no stream socket is closed.
-pub(super) fn from_supervisor() -> Result<Vec<Arc<ListeningSocket>>, MasterError> {
-    let mut passed = ListenFd::from_env();
-    let mut taken = Vec::new();
-    for index in 0..passed.len() {
-        // What is none of these cannot be taken at all; systemd passes nothing else for sockets.
-        let _udp = passed.take_udp_socket(index);
-        taken.extend(passed.take_tcp_listener(index).ok().flatten().map(OwnedFd::from));
-        taken.extend(passed.take_unix_listener(index).ok().flatten().map(OwnedFd::from));
-    }
-    usable(taken, Former::Supervisor)
 }
 
 /// Sockets of the daemon behind an admin socket, as `-x` asks for them.

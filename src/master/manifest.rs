@@ -1,6 +1,7 @@
 //! What a master leaves to the program it becomes: one document and every descriptor, queued in a socket.
 //! Written by `upgrade`, read by `resume`. Never judges what it carries.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -46,6 +47,15 @@ pub(super) struct Manifest {
     pub(super) admin: Option<HeldAdmin>,
     pub(super) pid_file: Option<PathBuf>,
     pub(super) callers: Vec<HeldCaller>,
+    /// Names of what the supervisor keeps for us.
+    #[serde(default)]
+    pub(super) kept: BTreeSet<String>,
+    /// What would outlive the process.
+    #[serde(default)]
+    pub(super) legacy: Option<Place>,
+    /// Workers of a master that was killed, and their gauge lanes.
+    #[serde(default)]
+    pub(super) orphans: Vec<(u32, u32)>,
     /// The program to go back to.
     pub(super) previous: Place,
     /// Why the program that was to take over gave everything back.
@@ -59,6 +69,9 @@ pub(super) struct HeldListener {
     pub(super) socket: Place,
     /// Whether its path goes away with it.
     pub(super) removes_path: bool,
+    /// What the supervisor calls it.
+    #[serde(default)]
+    pub(super) name: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -20,12 +20,14 @@ use tokio::sync::{mpsc, oneshot};
 use super::admin::{AdminSocket, Caller, Outcome};
 use super::agenda::Wish;
 use super::events::Event;
+use super::legacy::LegacyFile;
 use super::lifecycle::{Blank, Master, Taken};
 use super::listeners::Listener;
 use super::manifest::{Estate, HeldWish, HeldWorker, Manifest};
 use super::pidfile::PidFile;
 use super::slots::Directory;
 use super::spawn::{Worker, relay};
+use super::store::Store;
 use super::tickets::TicketRing;
 use super::upgrade::{Predecessor, execute};
 use super::{MasterError, Options, load, supervisor};
@@ -91,6 +93,8 @@ fn take(options: Options, estate: &Estate, events: &Events) -> Result<Master, Ma
     let sockets = manifest.listeners.iter().map(|held| estate.claim(held.socket));
     let sockets = sockets.collect::<Result<Vec<_>, MasterError>>()?;
     let (previous, callers) = (previous(estate)?, callers(estate)?);
+    let legacy = manifest.legacy.map(|place| estate.claim(place)).transpose()?;
+    let legacy = legacy.and_then(|file| LegacyFile::adopt(file.into())).map(|(file, _known)| file);
     // Last, because whoever drops these takes paths away that the program before would miss.
     let admin = admin(estate, &bundle, events)?;
     let taken = Taken {
@@ -104,6 +108,7 @@ fn take(options: Options, estate: &Estate, events: &Events) -> Result<Master, Ma
         began: now.checked_sub(manifest.uptime).unwrap_or(now),
         previous,
         callers,
+        store: Store { kept: manifest.kept.clone(), legacy },
     };
     // Nothing fails from here on.
     let mut master = Master::resumed(options, blank, bundle, taken);
@@ -111,6 +116,8 @@ fn take(options: Options, estate: &Estate, events: &Events) -> Result<Master, Ma
         master.log_sockets.lost(*generation, *target);
     }
     master.workers.follow(events);
+    master.workers.reserve(manifest.orphans.clone());
+    master.keep();
     if let Some(lost) = lost {
         master.say(Severity::Warning, &format!("{lost}: the statistics start afresh"));
     }
@@ -175,7 +182,7 @@ fn listeners(manifest: &Manifest, sockets: Vec<OwnedFd>) -> Result<Vec<Listener>
         all.extend(adopted.map(|socket| Listener {
             bind: held.bind.clone(),
             owner: held.owner,
-            socket: Arc::new(socket),
+            socket: Arc::new(socket.named(held.name.clone())),
         }));
     }
     Ok(all)

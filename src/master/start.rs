@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,15 +16,19 @@ use tokio::sync::mpsc;
 
 use super::admin::Answer;
 use super::events::Event;
+use super::legacy::Legacy;
+use super::passed::Passed;
 use super::reload::{Plan, Source, prepare};
 use super::slots::Directory;
+use super::store::Store;
 use super::tickets::TicketRing;
+use super::workers::is_alive;
 use super::{MasterError, lifecycle, listeners};
 use crate::config::{self, ReloadMode};
 use crate::handoff::memfd_is_missing;
 use crate::logging::Severity;
 use crate::socket::Sharing;
-use crate::stats::Memory;
+use crate::stats::{LANES, Memory};
 
 /// How long a daemon that may be running already gets to say so.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
@@ -69,20 +73,29 @@ pub(super) async fn start(
     {
         return Err(MasterError::AlreadyRunning(pid));
     }
-    let mut held = listeners::from_supervisor()?;
+    let passed = Passed::from_environment()?;
+    let mut held = passed.sockets;
+    let inherited = held.len();
     if let Some(socket) = &options.take_over {
         held.extend(listeners::from_daemon(socket)?);
     }
-    let (memory, counters) = Memory::create(crate::stats::SLOTS)?;
-    let tickets = TicketRing::new(Instant::now())?;
+    let (memory, counters) = match passed.counters {
+        Some(kept) => kept,
+        None => Memory::create(crate::stats::SLOTS)?,
+    };
+    let (file, legacy) = passed.legacy.map_or((None, Legacy::default()), |(file, legacy)| (Some(file), legacy));
+    let orphans: Vec<_> = legacy.workers.into_iter().filter(|(pid, _)| is_alive(*pid)).collect();
+    let lane = free_lane(&memory, &orphans)?;
+    let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_secs(legacy.tickets_made));
+    let tickets = TicketRing::adopt(legacy.ticket_keys, age.unwrap_or_default(), Instant::now())?;
     let plan = Plan {
         source: Source::File(options.config.clone()),
         mode: ReloadMode::Handover,
         held,
         // A predecessor that hands nothing over (`-sf` without `-x`) listens until we do.
         unheld: if options.binds_beside() { Sharing::Reuse } else { Sharing::Exclusive },
-        generation: 1,
-        lane: 0,
+        generation: legacy.generation + 1,
+        lane,
         directory: Rc::new(RefCell::new(Directory::of(memory))),
         in_use: HashSet::new(),
         counters: Arc::new(counters),
@@ -91,12 +104,27 @@ pub(super) async fn start(
     };
     let blank = lifecycle::Blank::of(&plan, memory, tickets);
     let prepared = prepare(plan).await.map_err(|(_, error)| error)?;
-    let master = lifecycle::Master::first(options, blank, prepared).await?;
+    let store = Store { kept: passed.kept, legacy: file };
+    let found = lifecycle::Found { store, last_reload: legacy.last_reload, orphans };
+    let master = lifecycle::Master::first(options, blank, prepared, found).await?;
+    if inherited > 0 {
+        master.say(Severity::Notice, &format!("{inherited} listening sockets came from the supervisor"));
+    }
+    for problem in &passed.problems {
+        master.say(Severity::Warning, problem);
+    }
     if let Some(lack) = memfd_is_missing() {
         master.say(Severity::Warning, lack);
     }
     master.signal_predecessors();
     Ok(master)
+}
+
+/// A gauge lane for the first worker; what nobody alive counts in is cleared.
+fn free_lane(memory: &Memory, orphans: &[(u32, u32)]) -> Result<u32, MasterError> {
+    let free = (0..LANES).filter(|lane| orphans.iter().all(|(_, taken)| taken != lane));
+    let free: Vec<u32> = free.inspect(|lane| memory.clear_lane(*lane)).collect();
+    free.first().copied().ok_or(MasterError::NoLane)
 }
 
 /// Tells the processes of `-sf` and `-st`; what became of each failure is said in its line.

@@ -66,7 +66,7 @@ struct ByOutcome {
 }
 
 /// The last reload.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct LastReload {
     pub(super) outcome: Outcome,
     pub(super) mode: ReloadMode,

@@ -2,7 +2,7 @@
 //! Owned by `lifecycle`. A key that was exchanged goes on decrypting until it is the oldest.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::Tickets;
 use crate::tls::{TlsError, random_ticket_key};
@@ -24,6 +24,12 @@ impl TicketRing {
             return Self::new(now);
         }
         Ok(Self { keys: Arc::new(keys), made: now.checked_sub(age).unwrap_or(now) })
+    }
+
+    /// When the newest key was made, by the clock on the wall: what another process on this machine understands.
+    pub(super) fn made(&self) -> SystemTime {
+        let now = SystemTime::now();
+        now.checked_sub(self.made.elapsed()).unwrap_or(now)
     }
 
     pub(super) fn age(&self, now: Instant) -> Duration {

@@ -189,24 +189,27 @@ impl Master {
             self.previous = None;
             running.callers.append(&mut self.upgrades);
         }
-        match outcome {
-            Outcome::Applied => {
-                self.say(Severity::Notice, &format!("reload: {message}"));
-                supervisor::ready(&message);
-            }
-            _ => {
-                let message = format!("reload failed, the old configuration goes on: {message}");
-                self.say(Severity::Error, &message);
-                supervisor::ready(&message);
-            }
-        }
+        self.announce(outcome, &message);
         let answering = Retiring::new(retiring, running.callers, answer);
         self.retiring = Some(answering);
         self.retired(0);
         None
     }
 
+    fn announce(&mut self, outcome: Outcome, message: &str) {
+        self.keep();
+        if outcome == Outcome::Applied {
+            self.say(Severity::Notice, &format!("reload: {message}"));
+            supervisor::ready(message);
+        } else {
+            let message = format!("reload failed, the old configuration goes on: {message}");
+            self.say(Severity::Error, &message);
+            supervisor::ready(&message);
+        }
+    }
+
     fn conclude_respawn(&mut self, outcome: Outcome, message: &str) {
+        self.keep();
         if outcome == Outcome::Applied {
             self.say(Severity::Notice, &format!("respawn: {message}"));
             supervisor::status(&format!("{message}; a worker had to be replaced"));

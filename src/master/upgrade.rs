@@ -249,6 +249,7 @@ impl Master {
             owner: listener.owner,
             socket: luggage.add(listener.socket.as_fd()),
             removes_path: listener.socket.removes_path(),
+            name: listener.socket.name().map(str::to_owned),
         });
         let listeners = listeners.collect();
         let admin = self.admin.as_ref().map(|admin| {
@@ -272,6 +273,9 @@ impl Master {
             admin,
             pid_file: self.pid_file.as_ref().map(|(path, _)| path.clone()),
             callers: callers(upgrades, &self.wishes, &mut luggage),
+            kept: self.store.kept.clone(),
+            legacy: self.store.legacy.as_ref().map(|legacy| luggage.add(legacy.file.as_fd())),
+            orphans: self.workers.orphans().to_vec(),
             previous: luggage.add(itself.as_fd()),
             returned,
         };

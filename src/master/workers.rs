@@ -5,6 +5,9 @@ use std::collections::HashSet;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use super::events::Event;
@@ -23,17 +26,34 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Workers {
     alive: Vec<Worker>,
+    /// Processes of a master that was killed, which finish what they have, and their gauge lanes.
+    orphans: Vec<(u32, u32)>,
 }
 
 impl Workers {
     /// Workers that the program before started.
     pub(super) fn of(alive: Vec<Worker>) -> Self {
-        Self { alive }
+        Self { alive, orphans: Vec::new() }
     }
 
     /// Begins to hear what they say.
     pub(super) fn follow(&mut self, events: &mpsc::UnboundedSender<Event>) {
         self.alive.iter_mut().for_each(|worker| worker.follow(events));
+    }
+
+    /// Leaves lanes to workers that a killed master has left.
+    pub(super) fn reserve(&mut self, orphans: Vec<(u32, u32)>) {
+        self.orphans = orphans;
+    }
+
+    pub(super) fn orphans(&self) -> &[(u32, u32)] {
+        &self.orphans
+    }
+
+    /// Lanes of those that have ended.
+    pub(super) fn bury_orphans(&mut self) -> Vec<u32> {
+        let ended = self.orphans.extract_if(.., |(pid, _)| !is_alive(*pid));
+        ended.map(|(_, lane)| lane).collect()
     }
 
     pub(super) fn all(&self) -> &[Worker] {
@@ -54,7 +74,9 @@ impl Workers {
 
     /// A gauge lane nobody uses.
     pub(super) fn free_lane(&self) -> Option<u32> {
-        (0..LANES).find(|lane| self.alive.iter().all(|worker| worker.lane != *lane))
+        let used = self.alive.iter().map(|worker| worker.lane).chain(self.orphans.iter().map(|(_, lane)| *lane));
+        let used: HashSet<u32> = used.collect();
+        (0..LANES).find(|lane| !used.contains(lane))
     }
 
     /// A new worker serves: older ones send it what is idle and drain, more than `max-old` of them end the oldest.
@@ -166,6 +188,11 @@ impl Workers {
             })
             .collect()
     }
+}
+
+/// Whether there is a process of this number.
+pub(super) fn is_alive(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
 }
 
 /// Lets an older worker send its idle connections to the new one. Where that fails they end where they are.

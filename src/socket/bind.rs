@@ -49,6 +49,8 @@ impl BindError {
 pub struct ListeningSocket {
     fd: OwnedFd,
     path: Option<SocketPath>,
+    /// What a socket unit of the supervisor calls it.
+    name: Option<String>,
 }
 
 impl AsFd for ListeningSocket {
@@ -67,7 +69,7 @@ pub fn bind(wanted: &Bind, sharing: Sharing) -> Result<ListeningSocket, BindErro
         Address::Unix(path) => SocketPath::bind(path, sharing).map(|(fd, path)| (fd, Some(path))),
     };
     let (fd, path) = bound.map_err(|source| BindError::new(wanted, source))?;
-    Ok(ListeningSocket { fd, path })
+    Ok(ListeningSocket { fd, path, name: None })
 }
 
 fn open(address: SocketAddr, wanted: &Bind, sharing: Sharing) -> io::Result<OwnedFd> {
@@ -143,6 +145,18 @@ impl ListeningSocket {
         self.path.as_ref().is_some_and(SocketPath::is_ours)
     }
 
+    /// The same, with the name that the supervisor has for it.
+    #[must_use]
+    pub fn named(self, name: impl Into<Option<String>>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// The name that the supervisor has for it, if it is one of its socket units.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// Another process has a copy from now on: it may still listen when we do not, and keeps the path.
     pub fn share(&self) {
         self.path.iter().for_each(SocketPath::share);
@@ -201,7 +215,7 @@ pub fn adopt(fd: OwnedFd, former: Former) -> io::Result<Option<ListeningSocket>>
     if path.is_none() {
         socket.set_reuse_port(true)?;
     }
-    Ok(Some(ListeningSocket { fd, path }))
+    Ok(Some(ListeningSocket { fd, path, name: None }))
 }
 
 #[cfg(test)]

@@ -1,0 +1,105 @@
+//! systemd's file descriptor store: listening sockets, counters and the legacy outlive the master there.
+//! Filled by `lifecycle` after each change, taken out at start. Never keeps a socket that nobody accepts from.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::UNIX_EPOCH;
+
+use nix::sys::stat::fstat;
+use sd_notify::{NotifyState, notify, notify_with_fds};
+
+use super::legacy::{Legacy, LegacyFile};
+use super::lifecycle::Master;
+use crate::logging::Severity;
+
+/// Name of the counters.
+const COUNTERS: &str = "proxy-counters";
+/// Name of the legacy.
+const LEGACY: &str = "proxy-legacy";
+/// How names of listening sockets begin; the inode follows.
+const LISTENER: &str = "proxy-listener-";
+
+/// What the supervisor has of ours.
+#[derive(Default)]
+pub(super) struct Store {
+    pub(super) kept: BTreeSet<String>,
+    pub(super) legacy: Option<LegacyFile>,
+}
+
+impl Store {
+    /// Whether a name that comes with a descriptor is one of those that we give.
+    pub(super) fn gave(name: &str) -> bool {
+        name == COUNTERS || name == LEGACY || name.starts_with(LISTENER)
+    }
+
+    /// Whether there is a supervisor that keeps what it is told to keep, and lets go of it again (systemd 236; what
+    /// names its invocations is 232 at least).
+    fn is_there() -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some() && std::env::var_os("INVOCATION_ID").is_some()
+    }
+
+    /// Gives what is new and takes back what is not wanted any more.
+    fn update(&mut self, wanted: &[(String, BorrowedFd<'_>)]) {
+        let gone: Vec<_> =
+            self.kept.iter().filter(|kept| wanted.iter().all(|(name, _)| name != *kept)).cloned().collect();
+        for name in gone {
+            // A supervisor that cannot be told keeps it; there is nobody else to tell.
+            let _ = notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)]);
+            self.kept.remove(&name);
+        }
+        for (name, fd) in wanted {
+            if !self.kept.contains(name)
+                && notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[*fd]).is_ok()
+            {
+                self.kept.insert(name.clone());
+            }
+        }
+    }
+}
+
+/// The name of a listening socket: no other has it as long as this one lives.
+fn listener_name(socket: &impl AsFd) -> Option<String> {
+    Some(format!("{LISTENER}{}", fstat(socket).ok()?.st_ino))
+}
+
+impl Master {
+    /// Lets the supervisor keep what the next master would need if this one were killed now.
+    pub(super) fn keep(&mut self) {
+        if !Store::is_there() {
+            return;
+        }
+        let mut store = std::mem::take(&mut self.store);
+        if self.bundle.systemd.fdstore && !self.is_ending() {
+            if let Err(error) = self.write_legacy(&mut store) {
+                self.say(Severity::Warning, &format!("TLS sessions would not outlive this process: {error}"));
+            }
+            let mut wanted = vec![(COUNTERS.to_owned(), self.blank.counters.as_fd())];
+            let legacy = store.legacy.as_ref().map(|legacy| legacy.file.try_clone());
+            let legacy: Option<File> = legacy.and_then(Result::ok);
+            wanted.extend(legacy.as_ref().map(|file| (LEGACY.to_owned(), file.as_fd())));
+            let sockets = self.listeners.iter().map(|listener| &listener.socket);
+            // What a socket unit gave us it keeps itself.
+            let ours = sockets.filter(|socket| socket.name().is_none());
+            wanted.extend(ours.filter_map(|socket| Some((listener_name(socket)?, socket.as_fd()))));
+            store.update(&wanted);
+        } else if !self.is_ending() {
+            store.update(&[]);
+        }
+        self.store = store;
+    }
+
+    fn write_legacy(&self, store: &mut Store) -> std::io::Result<()> {
+        let file = match &mut store.legacy {
+            Some(file) => file,
+            none => none.insert(LegacyFile::create()?),
+        };
+        file.write(Legacy {
+            generation: self.generation,
+            ticket_keys: self.blank.tickets.keys().to_vec(),
+            tickets_made: self.blank.tickets.made().duration_since(UNIX_EPOCH).map_or(0, |made| made.as_secs()),
+            last_reload: self.last_reload.clone(),
+            workers: self.workers.all().iter().map(|worker| (worker.pid, worker.lane)).collect(),
+        })
+    }
+}

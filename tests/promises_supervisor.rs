@@ -1,0 +1,329 @@
+//! What is promised under a supervisor that keeps descriptors: a killed master, a restart and a socket unit refuse nobody.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+#![allow(clippy::print_stdout, reason = "what was measured is shown")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustls::HandshakeKind;
+use rustls::version::TLS13;
+use support::client::get;
+use support::origin::Origin;
+use support::tls::{Pair, TlsClient};
+use support::{PATIENCE, PROXY, Port, Site, await_end, code, generation, pid, refuses, serving, text};
+
+/// What systemd is to a service: it hears notifications, keeps what it is given, and gives it back at the next start.
+struct Supervisor {
+    path: PathBuf,
+    socket: UnixDatagram,
+    store: BTreeMap<String, OwnedFd>,
+    child: Option<Child>,
+}
+
+impl Supervisor {
+    fn new(site: &Site) -> Self {
+        let path = site.path("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        Self { path, socket, store: BTreeMap::new(), child: None }
+    }
+
+    /// Starts the service with all that is kept, and with sockets of a socket unit by name; returns when it is ready.
+    fn start(&mut self, site: &Site, units: &[(&str, &TcpListener)]) -> u32 {
+        self.catch_up();
+        let units =
+            units.iter().map(|(name, socket)| ((*name).to_owned(), socket.as_fd().try_clone_to_owned().unwrap()));
+        let kept = self.store.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap()));
+        let (sockets, files): (Vec<_>, Vec<_>) = units.chain(kept).partition(|(_, fd)| is_socket(fd));
+        assert!(sockets.len() <= 2, "a socket travels as stdin or stdout");
+        let mut names: Vec<_> = sockets.iter().map(|(name, _)| name.clone()).collect();
+        let mut script = String::new();
+        for (place, _) in sockets.iter().enumerate() {
+            script += &format!("exec {}<&{place}; ", place + 3);
+        }
+        for (place, (name, fd)) in files.iter().enumerate() {
+            let from = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
+            script += &format!("exec {}<>{from}; ", place + 3 + sockets.len());
+            names.push(name.clone());
+        }
+        let count = names.len();
+        if count > 0 {
+            script += &format!("export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES='{}'; ", names.join(":"));
+        }
+        script += "exec </dev/null >/dev/null; exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, PROXY, "run", "-q", "-f"]).arg(site.config());
+        command.env("NOTIFY_SOCKET", &self.path).env("INVOCATION_ID", "0123456789abcdef0123456789abcdef");
+        let mut sockets = sockets.into_iter().map(|(_, socket)| Stdio::from(socket));
+        command.stdin(sockets.next().unwrap_or_else(Stdio::null));
+        command.stdout(sockets.next().unwrap_or_else(Stdio::null));
+        let child = self.child.insert(command.spawn().unwrap()).id();
+        self.hear_until(|lines| lines.contains(&"READY=1"));
+        child
+    }
+
+    /// Hears notifications until one of them is what is waited for.
+    fn hear_until(&mut self, wanted: impl Fn(&[&str]) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            assert!(Instant::now() < deadline, "never heard it; kept: {:?}", self.store.keys());
+            let Some((said, fds)) = self.hear() else { continue };
+            self.obey(&said, fds);
+            if wanted(&said.lines().collect::<Vec<_>>()) {
+                return;
+            }
+        }
+    }
+
+    /// Hears everything that has been said.
+    fn catch_up(&mut self) {
+        while let Some((said, fds)) = self.hear() {
+            self.obey(&said, fds);
+        }
+    }
+
+    fn obey(&mut self, said: &str, fds: Vec<OwnedFd>) {
+        let name = said.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or_default().to_owned();
+        if said.lines().any(|line| line == "FDSTORE=1") {
+            for fd in fds {
+                assert!(self.store.insert(name.clone(), fd).is_none(), "{name} is given twice");
+            }
+        }
+        if said.lines().any(|line| line == "FDSTOREREMOVE=1") {
+            assert!(self.store.remove(&name).is_some(), "{name} was not kept");
+        }
+    }
+
+    fn hear(&self) -> Option<(String, Vec<OwnedFd>)> {
+        let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))]);
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let message = recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
+        let mut fds = Vec::new();
+        for item in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = item {
+                fds.extend(received);
+            }
+        }
+        Some((text(&bytes[..message.bytes]), fds))
+    }
+
+    fn count(&self, prefix: &str) -> usize {
+        self.store.keys().filter(|name| name.starts_with(prefix)).count()
+    }
+
+    /// Everything that keeps a process of the service ends, the hard way.
+    fn kill_all(&mut self, site: &Site) {
+        let worker = serving(&site.status());
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // A worker without a master ends by itself, but later than this test can wait.
+        let _ = kill(pid(worker), Signal::SIGKILL);
+        await_end(worker);
+    }
+
+    /// As `systemctl restart` and `stop` begin.
+    fn terminate(&mut self) {
+        let mut child = self.child.take().unwrap();
+        kill(pid(child.id()), Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = kill(pid(child.id()), Signal::SIGTERM);
+            let _ = child.wait();
+        }
+    }
+}
+
+fn is_socket(fd: &OwnedFd) -> bool {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().to_string_lossy().starts_with("socket:")
+}
+
+/// Connects and asks; nobody may be there to answer yet.
+fn asking(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /queued HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+    stream
+}
+
+fn is_answered(mut stream: TcpStream) -> bool {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).is_ok_and(|_| answer.starts_with("HTTP/1.1 200") && answer.contains("/queued"))
+}
+
+/// A site with TLS on its main address.
+fn encrypted(origin: &Origin) -> Site {
+    let site = Site::proxying(&[origin.address], "");
+    Pair::written(site.folder.path(), "cert.pem", "localhost");
+    let text = Site::text(&[origin.address], "");
+    site.configure(&text.replace("backend = \"pool\"", "backend = \"pool\"\ntls.certificates = [\"{dir}/cert.pem\"]"));
+    site
+}
+
+#[test]
+fn promise_25_a_killed_daemon_refuses_nobody_and_its_successor_serves_the_queue() {
+    let site = Site::proxying(&[Origin::echo().address], "");
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.start(&site, &[]);
+    assert_eq!((supervisor.count("proxy-listener-"), supervisor.store.len()), (1, 3));
+    for round in 2..4 {
+        let before = generation(&site.status());
+        supervisor.kill_all(&site);
+        let queued: Vec<_> = (0..100).map(|_| asking(site.address())).collect();
+        let killed = Instant::now();
+        supervisor.start(&site, &[]);
+        assert!(queued.into_iter().all(is_answered));
+        println!(
+            "round {round}: 100 queued clients served {} ms after the restart began",
+            killed.elapsed().as_millis()
+        );
+        assert_eq!(generation(&site.status()), before + 1, "generations are counted on");
+        supervisor.catch_up();
+        assert_eq!(supervisor.store.len(), 3);
+    }
+    // What is kept is what is used: reloads add nothing.
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    supervisor.catch_up();
+    assert_eq!(supervisor.store.len(), 3);
+}
+
+#[test]
+fn promise_14_and_17_counters_and_tickets_survive_a_kill_of_everything() {
+    let (origin, stats) = (Origin::echo(), Port::new());
+    let site = encrypted(&origin);
+    let page = format!("[stats]\nbind = \"{}\"\nuri = \"/stats\"\n", stats.address);
+    fs::write(site.config(), fs::read_to_string(site.config()).unwrap() + &page).unwrap();
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.start(&site, &[]);
+    let client = TlsClient::new(&[&TLS13]);
+    assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Full);
+    let sessions = || {
+        let csv = get(stats.address, "/stats;csv").text();
+        let row = csv.lines().find(|line| line.starts_with("web,FRONTEND,")).unwrap().to_owned();
+        let column = |number: usize| row.split(',').nth(number).unwrap().parse::<u64>().unwrap();
+        (column(4), column(7))
+    };
+    assert_eq!(sessions().1, 1);
+    for round in 1..3 {
+        supervisor.kill_all(&site);
+        supervisor.start(&site, &[]);
+        assert_eq!(sessions(), (0, round), "no session is open, and none is forgotten");
+        assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Resumed);
+    }
+    let reloads = site.status()["reloads"].clone();
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    supervisor.kill_all(&site);
+    supervisor.start(&site, &[]);
+    let applied = |reloads: &serde_json::Value| reloads["applied"].as_u64().unwrap();
+    assert_eq!(applied(&site.status()["reloads"]), applied(&reloads) + 1);
+    assert!(site.status()["reloads"]["last"]["message"].is_string());
+}
+
+#[test]
+fn promise_26_a_restart_refuses_nobody() {
+    let site = Site::proxying(&[Origin::echo().address], "");
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.start(&site, &[]);
+    for _ in 0..3 {
+        supervisor.terminate();
+        let queued: Vec<_> = (0..50).map(|_| asking(site.address())).collect();
+        supervisor.start(&site, &[]);
+        assert!(queued.into_iter().all(is_answered));
+    }
+    // And a stop: the supervisor lets go, and the port is free.
+    supervisor.terminate();
+    supervisor.store.clear();
+    assert!(refuses(site.address()));
+    drop(TcpListener::bind(site.address()).unwrap());
+}
+
+#[test]
+fn promise_11_a_listener_that_is_not_wanted_any_more_is_not_kept() {
+    let (origin, other) = (Origin::echo(), Port::new());
+    let site = Site::proxying(&[origin.address], "");
+    let one = fs::read_to_string(site.config()).unwrap();
+    let both = one.replace("bind = ", &format!("bind = [\"{}\", ", other.address));
+    let both = both.replacen("\"\nbackend", "\"]\nbackend", 1);
+    fs::write(site.config(), &both).unwrap();
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.start(&site, &[]);
+    assert_eq!(supervisor.count("proxy-listener-"), 2);
+    fs::write(site.config(), &one).unwrap();
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    supervisor.hear_until(|lines| lines.contains(&"FDSTOREREMOVE=1"));
+    assert_eq!(supervisor.count("proxy-listener-"), 1);
+    support::await_refusal(other.address);
+    supervisor.catch_up();
+    fs::write(site.config(), &both).unwrap();
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    supervisor.hear_until(|lines| lines.contains(&"FDSTORE=1"));
+    // The same while nobody runs.
+    supervisor.kill_all(&site);
+    fs::write(site.config(), &one).unwrap();
+    supervisor.start(&site, &[]);
+    supervisor.catch_up();
+    assert_eq!(supervisor.count("proxy-listener-"), 1);
+    assert!(refuses(other.address));
+    // Nothing is kept that nobody wants kept.
+    fs::write(site.config(), one + "[systemd]\nfdstore = false\n").unwrap();
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    while !supervisor.store.is_empty() {
+        supervisor.hear_until(|lines| lines.contains(&"FDSTOREREMOVE=1"));
+    }
+}
+
+#[test]
+fn what_is_kept_and_is_nothing_of_ours_is_let_go() {
+    let site = Site::proxying(&[Origin::echo().address], "");
+    let mut supervisor = Supervisor::new(&site);
+    let foreign = tempfile::tempfile().unwrap();
+    (&foreign).write_all(b"something else").unwrap();
+    supervisor.store.insert("proxy-counters".into(), foreign.into());
+    supervisor.store.insert("proxy-listener-1".into(), TcpListener::bind("127.0.0.1:0").unwrap().into());
+    let stray = supervisor.store["proxy-listener-1"].try_clone().unwrap();
+    let stray = TcpListener::from(stray).local_addr().unwrap();
+    let counters = supervisor.store.remove("proxy-counters").unwrap();
+    supervisor.store.insert("proxy-legacy".into(), counters);
+    supervisor.start(&site, &[]);
+    assert_eq!(get(site.address(), "/").status(), 200);
+    assert_eq!(supervisor.count("proxy-listener-"), 1);
+    assert!(refuses(stray), "a socket that nobody accepts from would make clients hang");
+}
+
+#[test]
+fn an_upgrade_keeps_what_is_kept() {
+    let site = encrypted(&Origin::echo());
+    let mut supervisor = Supervisor::new(&site);
+    let master = supervisor.start(&site, &[]);
+    let names: Vec<_> = supervisor.store.keys().cloned().collect();
+    let client = TlsClient::new(&[&TLS13]);
+    assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Full);
+    for _ in 0..2 {
+        assert_eq!(code(&site.proxy(&["upgrade"])), 0);
+        assert_eq!(site.status()["pid"], master);
+    }
+    supervisor.kill_all(&site);
+    supervisor.start(&site, &[]);
+    assert_eq!(supervisor.store.keys().cloned().collect::<Vec<_>>(), names);
+    assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Resumed);
+    assert_eq!(generation(&site.status()), 4);
+}
