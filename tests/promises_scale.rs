@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::io::{ErrorKind, Read as _};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -193,4 +194,52 @@ fn promise_23_a_storm_of_reloads_over_slow_downloads_leaves_nothing_behind() {
 #[ignore = "a minute long; .ci/run runs it"]
 fn promise_23_a_thousand_reloads_over_a_thousand_downloads_leave_nothing_behind() {
     must_leave_nothing_behind(1000, 1000);
+}
+
+/// Descriptors a tunnel needs in the worker, and at its two ends in this process.
+const TUNNELS: usize = 9_000;
+
+#[test]
+#[ignore = "needs 18,000 descriptors and the machine for itself; .ci/run runs it"]
+fn thousands_of_idle_tunnels_cost_little_memory_and_leave_none() {
+    let _alone = alone();
+    allow_descriptors(2 * TUNNELS as u64 + 1000);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let text = format!(
+        "{PATIENT}[global]\nmaxconn = {}\nthreads = 1\n[frontend.raw]\nmode = \"tcp\"\nbind = \"{{port}}\"\nbackend = \"raw\"\n\
+         [backend.raw]\nmode = \"tcp\"\nservers = \"{address}\"\n",
+        TUNNELS + 100
+    );
+    let site = Site::new(&text);
+    let _daemon = site.start();
+    let worker = serving(&site.status());
+    let open = |count: usize| -> Vec<[TcpStream; 2]> {
+        (0..count)
+            .map(|number| {
+                let client = TcpStream::connect(site.address()).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                // Both ways, and enough to pass through a pipe.
+                let piece = download(20_000 + number % 1000);
+                for (mut from, mut to) in [(&client, &server), (&server, &client)] {
+                    from.write_all(&piece).unwrap();
+                    let mut received = vec![0; piece.len()];
+                    to.read_exact(&mut received).unwrap();
+                    assert!(received == piece);
+                }
+                [client, server]
+            })
+            .collect()
+    };
+    drop(open(100));
+    site.await_status("they are gone", |status| status["generations"][0]["connections"] == 0);
+    let (before, files) = (resident(worker), descriptors(worker));
+    let tunnels = open(TUNNELS);
+    let each = (resident(worker) - before) as f64 / TUNNELS as f64;
+    println!("{TUNNELS} idle tunnels: {each:.2} KiB of the worker's memory each");
+    // Less than one buffer; a release build needs a third of what this one does.
+    assert!(each < 16.0, "{each} KiB");
+    drop(tunnels);
+    site.await_status("they are gone", |status| status["generations"][0]["connections"] == 0);
+    assert!(descriptors(worker) <= files, "{files} descriptors before, {} after", descriptors(worker));
 }
