@@ -124,23 +124,36 @@ impl Drop for Presence {
     }
 }
 
-/// Serves an accepted connection to its end.
-pub async fn serve(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: Option<SocketAddr>) {
-    let _presence = Presence::new(&thread, &site);
+/// Serves an accepted connection to its end, and holds `permits` until then. Not an `async fn`, which would keep room
+/// for each argument, and once more for each place it moves on to.
+pub fn serve(
+    (thread, site): (Rc<Thread>, Rc<Site>),
+    socket: TcpStream,
+    peer: Option<SocketAddr>,
+    permits: impl Sized,
+) -> impl Future<Output = ()> {
+    let presence = Presence::new(&thread, &site);
+    let beginning = Box::pin(begin(thread, site, socket, peer));
+    async move {
+        if let Some(client) = beginning.await {
+            converse(client).await;
+        }
+        drop((presence, permits));
+    }
+}
+
+/// The client of an accepted connection, once there is one.
+async fn begin(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: Option<SocketAddr>) -> Option<Box<Client>> {
     let began = (SystemTime::now(), Instant::now());
     let config = site.config();
     let timer = thread.timers.register(match config.mode {
         Mode::Http => config.timeout.http_request,
         Mode::Tcp => config.timeout.client,
     });
-    let Some(stream) = establish(&site, socket, &timer).await else { return };
-    let peer = peer.map(address::internet);
-    let Some(mut client) = Client::new(stream, timer, peer, (thread, Rc::clone(&site))) else { return };
+    let stream = establish(&site, socket, &timer).await?;
+    let mut client = Client::new(stream, timer, peer.map(address::internet), (thread, Rc::clone(&site)))?;
     client.began = began;
-    match site.config().mode {
-        Mode::Http => converse(client).await,
-        Mode::Tcp => Box::pin(session::serve(&mut client)).await,
-    }
+    Some(client)
 }
 
 /// Goes on with a plain connection that an older worker has begun.
@@ -177,6 +190,9 @@ pub async fn resume_tunnel(
 
 /// Goes on in the protocol that the client has chosen: by ALPN over TLS, by its first bytes where that is allowed.
 async fn converse(mut client: Box<Client>) {
+    if client.site.config().mode == Mode::Tcp {
+        return Box::pin(session::serve(&mut client)).await;
+    }
     let proto = client.site.config().proto;
     let h2 = match client.stream.protocol() {
         Some(protocol) => protocol == b"h2",

@@ -31,5 +31,5 @@ pub use departure::{Departure, Leaving};
 pub use error::{Failure, Side};
 pub use fetch::Edits;
 pub use site::{Site, Thread};
-pub use timer::{TICK, Timers};
+pub use timer::{TICK, Timers, now};
 pub use tunnel::MOST_HELD;

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
@@ -288,12 +288,8 @@ impl Serving {
                     let (open, limits) = (Rc::clone(&self.open), self.shared.limits[index].clone());
                     let serve = move |(stream, peer): Accepted, permits: Option<Permits>| {
                         let guard = OpenGuard::new(&open);
-                        let (thread, site) = (Rc::clone(&thread), Rc::clone(&site));
-                        tokio::task::spawn_local(async move {
-                            // Made in here: what is captured and then awaited has its room twice.
-                            proxy::serve(thread, site, stream, peer).await;
-                            drop((guard, permits));
-                        });
+                        let here = (Rc::clone(&thread), Rc::clone(&site));
+                        tokio::task::spawn_local(proxy::serve(here, stream, peer, (guard, permits)));
                     };
                     tokio::task::spawn_local(async move {
                         accept_all(listener, &limits, orders, serve).await;
@@ -360,7 +356,7 @@ async fn sweep(thread: Rc<Thread>, backends: Vec<Rc<upstream::Backend>>, beat: O
         if let Some(beat) = beat {
             beat.fetch_add(1, Ordering::Relaxed);
         }
-        thread.timers.sweep(Instant::now());
+        thread.timers.sweep(proxy::now());
         count = count.wrapping_add(1);
         if count.is_multiple_of(POOL_SWEEP_EVERY) {
             for backend in &backends {
