@@ -19,7 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustls::HandshakeKind;
 use rustls::version::TLS13;
-use support::client::get;
+use support::client::{Client, get};
 use support::origin::Origin;
 use support::tls::{Pair, TlsClient};
 use support::{PATIENCE, PROXY, Port, Site, await_end, code, generation, pid, refuses, serving, text};
@@ -254,6 +254,36 @@ fn promise_26_a_restart_refuses_nobody() {
     supervisor.store.clear();
     assert!(refuses(site.address()));
     drop(TcpListener::bind(site.address()).unwrap());
+}
+
+#[test]
+fn promise_26_what_is_being_answered_at_a_restart_is_answered_whole() {
+    let (origin, gate) = Origin::gated();
+    let site = Site::proxying(&[origin.address], "");
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.start(&site, &[]);
+    let mut client = Client::connect(site.address());
+    client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    gate.arrived();
+    let mut child = supervisor.child.take().unwrap();
+    kill(pid(child.id()), Signal::SIGTERM).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while site.socket().exists() {
+        assert!(Instant::now() < deadline, "it never began to end");
+        std::thread::yield_now();
+    }
+    gate.release();
+    assert!(client.response().is_some_and(|answer| answer.complete && answer.text() == "first half, second half"));
+    assert!(child.wait().unwrap().success());
+    // One that takes too long holds nobody up.
+    supervisor.start(&site, &[]);
+    let mut client = Client::connect(site.address());
+    client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    gate.arrived();
+    let began = Instant::now();
+    supervisor.terminate();
+    println!("a stop with an answer under way took {} ms", began.elapsed().as_millis());
+    assert!(began.elapsed() < PATIENCE / 2);
 }
 
 #[test]

@@ -37,11 +37,16 @@ use crate::handoff::{Channel, getsocks};
 use crate::logging::{EventLog, Severity};
 use crate::stats::Memory;
 
+/// How long answers that are under way get when the supervisor ends the daemon.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// How the daemon is coming to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     No,
     WhenDrained,
+    /// What is being answered may be answered: whoever comes meanwhile waits with the supervisor for the next master.
+    Soon,
     Now,
 }
 
@@ -272,6 +277,9 @@ impl Master {
             Event::WorkerEnded(generation, status) => self.bury(generation, &status),
             Event::ReloadSignal => self.wishes.push(Wish { mode: None, caller: None }),
             Event::FinishSignal => self.end(Ending::WhenDrained),
+            Event::StopSignal if self.ending == Ending::No && !self.electing && self.store.keeps_listeners() => {
+                self.end(Ending::Soon);
+            }
             Event::StopSignal => self.end(Ending::Now),
         }
     }
@@ -400,10 +408,10 @@ impl Master {
             self.admin = None;
             self.listeners.clear();
         }
-        if ending == Ending::Now {
-            self.workers.stop_all();
-        } else {
-            self.workers.drain(&abandoned, self.bundle.reload.hard_stop_after);
+        match ending {
+            Ending::Now => self.workers.stop_all(),
+            Ending::Soon => self.workers.wind_up(LAST_ANSWERS),
+            Ending::WhenDrained | Ending::No => self.workers.drain(&abandoned, self.bundle.reload.hard_stop_after),
         }
         self.ending = ending;
     }

@@ -33,6 +33,11 @@ impl Store {
         name == COUNTERS || name == LEGACY || name.starts_with(LISTENER)
     }
 
+    /// Whether clients can still connect when this process has closed its sockets.
+    pub(super) fn keeps_listeners(&self) -> bool {
+        self.kept.iter().any(|name| name.starts_with(LISTENER))
+    }
+
     /// Whether there is a supervisor that keeps what it is told to keep, and lets go of it again (systemd 236; what
     /// names its invocations is 232 at least).
     fn is_there() -> bool {

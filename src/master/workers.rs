@@ -113,6 +113,15 @@ impl Workers {
         }
     }
 
+    /// Everybody finishes what he can in this time, and accepts no more: the queues are left to others.
+    pub(super) fn wind_up(&mut self, limit: Duration) {
+        for worker in self.alive.iter_mut().filter(|worker| worker.state != State::Stopping) {
+            worker.state = State::Draining;
+            worker.relief = Some(ToWorker::Drain { abandoned: Vec::new(), hard_stop_after: limit });
+            start_draining(worker);
+        }
+    }
+
     /// A worker that was told to serve does so no more, for how long it did; it still finishes what it has.
     pub(super) fn resign(&mut self, generation: u64, hard_stop_after: Duration) -> Option<Duration> {
         let found = self.alive.iter_mut().find(|worker| worker.generation == generation);
