@@ -286,6 +286,8 @@ fn promise_36_a_syslog_that_stops_never_holds_traffic_up_and_drops_are_counted()
 fn promise_39_the_status_tells_the_history_of_reloads_and_who_still_drains() {
     let (origin, gate) = Origin::gated();
     let good = Site::text(&[origin.address], "");
+    let (stats, metrics) = (Port::new(), Port::new());
+    let good = format!("{good}{}[metrics]\nbind = \"{}\"\n", page(stats.address), metrics.address);
     let site = Site::new(&good);
     let _daemon = site.start();
     assert_eq!(site.status()["reloads"]["last_applied"], Value::Null);
@@ -328,6 +330,65 @@ fn promise_39_the_status_tells_the_history_of_reloads_and_who_still_drains() {
     let draining = workers.iter().find(|worker| worker["pid"] == first).unwrap();
     let expected = (&Value::from(1), &Value::from("draining"), &Value::from(1));
     assert_eq!((&draining["generation"], &draining["state"], &draining["connections"]), expected);
+    // The worker's statistics tell the same, though it began after most of it.
+    let info: Value = serde_json::from_slice(&get(stats.address, "/stats;info").body).unwrap();
+    for path in ["handover", "rebind"] {
+        assert_eq!(info["reload_total"][path], reloads[path], "{path}");
+    }
+    assert_eq!(
+        (&info["config_sha256"], &info["reload_last_success"]),
+        (&status["config_sha256"], &reloads["last_applied"])
+    );
+    let scraped = get(metrics.address, "/metrics").text();
+    for line in [
+        String::from("proxy_reload_total{result=\"applied\",path=\"handover\"} 2"),
+        String::from("proxy_reload_total{result=\"rolled_back\",path=\"handover\"} 1"),
+        String::from("proxy_reload_total{result=\"rejected\",path=\"rebind\"} 1"),
+        String::from("proxy_reload_duration_seconds_count 5"),
+        String::from("proxy_generation_connections{generation=\"1\",state=\"draining\"} 1"),
+        format!("proxy_config_info{{sha256=\"{}\"}} 1", digest(&status)),
+        format!("proxy_reload_last_success_timestamp_seconds {}", reloads["last_applied"]),
+    ] {
+        assert!(scraped.lines().any(|scraped| scraped == line), "{line} is not in {scraped}");
+    }
+    assert!(get(stats.address, "/stats").text().contains("<b>3</b> applied, <b>1</b> rejected, <b>1</b> rolled back"));
     gate.release();
     assert!(slow.response().unwrap().complete);
+}
+
+#[test]
+fn promise_39_history_and_histograms_outlive_a_crash_of_the_worker_and_are_scraped() {
+    let (origin, metrics) = (Origin::echo(), Port::new());
+    let site = Site::proxying(&[origin.address], &format!("[metrics]\nbind = \"{}\"\n", metrics.address));
+    let _daemon = site.start();
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    for _ in 0..10 {
+        assert_eq!(get(site.address(), "/").status(), 200);
+    }
+    let worker = serving(&site.status());
+    nix::sys::signal::kill(support::pid(worker), nix::sys::signal::Signal::SIGKILL).unwrap();
+    site.await_status("a new worker serves", |status| status["reloads"]["respawns"] == 1);
+    let deadline = Instant::now() + PATIENCE;
+    // A request is counted when its answer is sent, and the last one's worker was killed at about that time.
+    let scraped = loop {
+        let scraped = get(metrics.address, "/metrics").text();
+        if scraped.contains("path=\"respawn\"} 1") || Instant::now() > deadline {
+            break scraped;
+        }
+    };
+    let value = |name: &str| {
+        let line = scraped.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .unwrap_or_else(|| panic!("{name}: {scraped}"))
+    };
+    assert!((value("proxy_reload_total{result=\"applied\",path=\"respawn\"}") - 1.0).abs() < 0.1);
+    assert!((value("proxy_reload_total{result=\"applied\",path=\"handover\"}") - 1.0).abs() < 0.1);
+    for name in [
+        "proxy_frontend_http_request_duration_seconds_count{proxy=\"web\"}",
+        "proxy_backend_http_response_time_seconds_count{proxy=\"pool\"}",
+        "proxy_server_http_response_time_seconds_count{proxy=\"pool\",server=\"s1\"}",
+    ] {
+        assert!((9.0..=10.0).contains(&value(name)), "{name} is {}", value(name));
+    }
+    assert_eq!(get(metrics.address, "/").status(), 404);
 }

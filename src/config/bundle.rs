@@ -33,6 +33,9 @@ pub struct Bundle {
     pub logs: Vec<LogTarget>,
     /// The statistics listener, if configured.
     pub stats: Option<Stats>,
+    /// The listener for Prometheus, if configured.
+    #[serde(default)]
+    pub metrics: Option<Metrics>,
     /// Frontends in file order.
     pub frontends: Vec<Frontend>,
     /// Backends in file order.
@@ -204,6 +207,15 @@ pub struct Stats {
     pub realm: String,
     /// Page refreshes itself this often.
     pub refresh: Option<Duration>,
+}
+
+/// `[metrics]`: the counters for Prometheus.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Addresses listened on.
+    pub binds: Vec<Bind>,
+    /// The one path that is answered.
+    pub path: String,
 }
 
 /// One account of a `[users.NAME]` list.
@@ -403,6 +415,10 @@ pub struct Backend {
     pub tunnel_timeout: Duration,
 }
 
+fn yes() -> bool {
+    true
+}
+
 pub(super) fn tunnel_timeout() -> Duration {
     Duration::from_secs(3600)
 }
@@ -449,5 +465,6 @@ pub struct Server {
     /// Takes requests only while no other server does.
     pub backup: bool,
     /// Whether it is checked, where the backend's servers are.
+    #[serde(default = "yes")]
     pub checked: bool,
 }

@@ -74,6 +74,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     }
     let lists = stats::users(&mut root);
     let stats = stats::stats(root.table("stats"), &lists);
+    let metrics = stats::metrics(root.table("metrics"));
     let trust = Trust::default();
     let files = TlsFiles { bases: &tls, trust: &trust };
     let backend_sections = root.named("backend");
@@ -96,11 +97,12 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     if frontends.is_empty() && root.value("frontend").is_none() {
         root.report.error(0..0, "there is no frontend", "add [frontend.NAME] with bind and backend");
     }
-    if let Some(stats) = &stats {
-        for bind in &stats.binds {
-            if let Some(first) = places.get(&(bind.address.clone(), bind.interface.clone())) {
-                root.report.conflict(root.place("stats"), format!("{} is bound twice", bind.address), first.clone());
-            }
+    let stats_binds = stats.iter().flat_map(|stats| stats.binds.iter().map(|bind| ("stats", bind)));
+    let metrics_binds = metrics.iter().flat_map(|metrics| metrics.binds.iter().map(|bind| ("metrics", bind)));
+    for (section, bind) in stats_binds.chain(metrics_binds) {
+        let place = root.place(section);
+        if let Some(first) = places.insert((bind.address.clone(), bind.interface.clone()), place.clone()) {
+            root.report.conflict(place, format!("{} is bound twice", bind.address), first);
         }
     }
     root.name = String::from("the file");
@@ -108,7 +110,7 @@ fn read(mut root: Section<'_>, source: &str, check: &dyn Fn(&str) -> Result<(), 
     let hash = digest(&SHA256, source.as_bytes());
     let sha256 = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let authorities = trust.into_lists();
-    Bundle { sha256, global, reload, systemd, admin, logs, stats, frontends, backends, authorities }
+    Bundle { sha256, global, reload, systemd, admin, logs, stats, metrics, frontends, backends, authorities }
 }
 
 /// Finds the admin socket in a file that may otherwise be broken, so that clients of a running

@@ -1,4 +1,4 @@
-//! `[stats]` and the `[users.LIST]` it names.
+//! `[stats]` with the `[users.LIST]` it names, and `[metrics]`.
 //! Called by `load`. Never checks a password.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::listen::binds;
 use super::report::suggestion;
 use super::section::{Section, Text, as_section, as_text};
-use super::{Secret, Stats, User};
+use super::{Metrics, Secret, Stats, User};
 
 /// User lists by name.
 pub(super) fn users(root: &mut Section<'_>) -> BTreeMap<String, Vec<User>> {
@@ -85,4 +85,19 @@ pub(super) fn stats(section: Option<Section<'_>>, lists: &BTreeMap<String, Vec<U
     };
     section.finish();
     Some(stats)
+}
+
+pub(super) fn metrics(section: Option<Section<'_>>) -> Option<Metrics> {
+    let mut section = section?;
+    let binds = binds(&mut section);
+    let path = section.text("path").filter(|path| {
+        let fine = path.text.starts_with('/') && path.text.bytes().all(|byte| byte.is_ascii_graphic());
+        let fine = fine && !path.text.contains(['?', '#']);
+        if !fine {
+            section.report.error(path.span.clone(), format!("`{}` is not a path", path.text), "write \"/metrics\"");
+        }
+        fine
+    });
+    section.finish();
+    Some(Metrics { binds, path: path.map_or_else(|| String::from("/metrics"), |path| path.text) })
 }

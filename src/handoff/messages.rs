@@ -67,6 +67,8 @@ pub enum ListenerOwner {
     Frontend(usize),
     /// The statistics page.
     Stats,
+    /// The counters for Prometheus.
+    Metrics,
 }
 
 /// Master to worker.

@@ -171,6 +171,7 @@ fn bundle(logs: Vec<LogTarget>) -> Bundle {
         systemd: config::Systemd::default(),
         admin: None,
         logs,
+        metrics: None,
         stats: None,
         frontends: Vec::new(),
         backends: Vec::new(),

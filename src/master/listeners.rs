@@ -53,7 +53,8 @@ fn wanted(bundle: &Bundle) -> impl Iterator<Item = (ListenerOwner, &Bind)> {
     let own =
         frontends.flat_map(|(index, frontend)| frontend.binds.iter().map(move |b| (ListenerOwner::Frontend(index), b)));
     let stats = bundle.stats.iter().flat_map(|stats| stats.binds.iter().map(|bind| (ListenerOwner::Stats, bind)));
-    own.chain(stats)
+    let metrics = bundle.metrics.iter().flat_map(|metrics| &metrics.binds);
+    own.chain(stats).chain(metrics.map(|bind| (ListenerOwner::Metrics, bind)))
 }
 
 /// Places of the old sockets that are not among the new ones: removed, or bound anew.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::counters::Counter as C;
+use super::ledger::{ReloadPath, ReloadResult};
 use super::snapshot::{Kind, Row, Snapshot};
 use super::standing::CheckStatus;
 
@@ -61,18 +62,41 @@ pub fn html(snapshot: &Snapshot, about: &About<'_>) -> String {
          <style>{STYLE}</style></head>\n<body><h1>proxy {version}</h1>\n<p>Statistics report: worker generation \
          <b>{generation}</b>, pid <b>{pid}</b>, counting since <b>{uptime}</b>, log lines dropped <b>{drops}</b>.\n<a href=\"{uri}\">Page</a> \
          <a href=\"{uri};norefresh\">without refresh</a> <a href=\"{uri};csv\">CSV</a> \
-         <a href=\"{uri};json\">JSON</a></p>\n",
+         <a href=\"{uri};json\">JSON</a> <a href=\"{uri};info\">Reloads</a></p>\n{reloads}",
         version = env!("CARGO_PKG_VERSION"),
         generation = about.generation,
         pid = about.pid,
         uptime = span(snapshot.uptime),
         drops = snapshot.log_lines_dropped,
+        reloads = reloads(snapshot),
     );
     for rows in snapshot.rows.chunk_by(|one, other| one.proxy_id == other.proxy_id) {
         table(&mut out, rows);
     }
     out.push_str("</body></html>\n");
     out
+}
+
+/// What became of reloads, which configuration serves, and who still drains.
+fn reloads(snapshot: &Snapshot) -> String {
+    let count = |result| {
+        let asked = [ReloadPath::Handover, ReloadPath::Rebind, ReloadPath::Upgrade];
+        asked.into_iter().map(|path| snapshot.reloads.count(path, result)).sum::<u64>()
+    };
+    let workers = snapshot.lives.iter().map(|life| {
+        let state = if life.draining { "draining" } else { "serving" };
+        format!("{} {state} ({} connections)", life.generation, life.connections)
+    });
+    format!(
+        "<p>Reloads: <b>{}</b> applied, <b>{}</b> rejected, <b>{}</b> rolled back; workers replaced after a crash: <b>{}</b>. \
+         Configuration {:.12}. Generations: {}.</p>\n",
+        count(ReloadResult::Applied),
+        count(ReloadResult::Rejected),
+        count(ReloadResult::RolledBack),
+        snapshot.reloads.count(ReloadPath::Respawn, ReloadResult::Applied),
+        snapshot.reloads.config_sha256(),
+        workers.collect::<Vec<_>>().join(", "),
+    )
 }
 
 fn table(out: &mut String, rows: &[Row]) {

@@ -19,9 +19,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::auth::{Gate, challenge};
 use super::csv::csv;
-use super::json::json;
+use super::json::{info, json};
 use super::memory::Memory;
 use super::page::{About, html};
+use super::prometheus;
 use super::snapshot::Snapshot;
 use crate::config::Bundle;
 use crate::handoff::messages::Slots;
@@ -37,6 +38,15 @@ pub struct StatsPage {
     memory: Memory,
     generation: u64,
     gate: Gate,
+}
+
+/// Which listener a connection came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// `[stats]`.
+    Page,
+    /// `[metrics]`.
+    Metrics,
 }
 
 impl StatsPage {
@@ -60,11 +70,23 @@ impl StatsPage {
             return response;
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return not_allowed();
         }
         self.view(options, stats.refresh)
+    }
+
+    /// The Prometheus view; nothing else is behind its listener.
+    fn metrics<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let wanted = self.bundle.metrics.as_ref().is_some_and(|metrics| metrics.path == request.uri().path());
+        if !wanted {
+            return plain(StatusCode::NOT_FOUND);
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return not_allowed();
+        }
+        let now = SystemTime::now();
+        let snapshot = Snapshot::take(&self.bundle, &self.slots, &self.memory, now);
+        response(StatusCode::OK, prometheus::CONTENT_TYPE, prometheus::prometheus(&snapshot, now))
     }
 
     fn view(&self, options: &str, refresh: Option<Duration>) -> Response<Full<Bytes>> {
@@ -72,6 +94,9 @@ impl StatsPage {
         let snapshot = Snapshot::take(&self.bundle, &self.slots, &self.memory, SystemTime::now());
         if wanted("csv") {
             return response(StatusCode::OK, "text/plain; charset=utf-8", csv(&snapshot));
+        }
+        if wanted("info") {
+            return response(StatusCode::OK, "application/json", info(&snapshot));
         }
         if wanted("json") {
             return response(StatusCode::OK, "application/json", json(&snapshot));
@@ -88,20 +113,25 @@ impl StatsPage {
 }
 
 /// Serves one connection to its end; what its peer does wrong ends it silently.
-pub async fn serve<IO>(io: IO, page: Arc<StatsPage>)
+pub async fn serve<IO>(io: IO, page: Arc<StatsPage>, door: Door)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    serve_within(io, page, HEAD_TIMEOUT).await;
+    serve_within(io, (page, door), HEAD_TIMEOUT).await;
 }
 
-pub(super) async fn serve_within<IO>(io: IO, page: Arc<StatsPage>, head_timeout: Duration)
+pub(super) async fn serve_within<IO>(io: IO, (page, door): (Arc<StatsPage>, Door), head_timeout: Duration)
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let service = service_fn(move |request| {
         let page = Arc::clone(&page);
-        async move { Ok::<_, Infallible>(page.answer(&request).await) }
+        async move {
+            Ok::<_, Infallible>(match door {
+                Door::Page => page.answer(&request).await,
+                Door::Metrics => page.metrics(&request),
+            })
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -109,6 +139,12 @@ where
         .serve_connection(TokioIo::new(io), service);
     // A scraper that hangs up is nobody's problem.
     let _ = connection.await;
+}
+
+fn not_allowed() -> Response<Full<Bytes>> {
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    response
 }
 
 fn plain(status: StatusCode) -> Response<Full<Bytes>> {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use super::counters::{Counter, Gauge, Slot};
+use super::histogram::Histogram;
 use super::ledger::{Life, Reloads};
 use super::memory::Memory;
 use super::standing::{Admin, Standing};
@@ -80,6 +81,12 @@ impl Row {
     #[must_use]
     pub fn count(&self, counter: Counter) -> u64 {
         self.slot.map_or(0, |slot| slot.value(counter))
+    }
+
+    /// How long its requests took; nothing when it has no slot yet.
+    #[must_use]
+    pub fn histogram(&self) -> Histogram {
+        self.slot.map(|slot| slot.histogram()).unwrap_or_default()
     }
 
     /// Status as HAProxy words it.

@@ -24,6 +24,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
         systemd: config::Systemd::default(),
         admin: None,
         logs: Vec::new(),
+        metrics: Some(config::Metrics { binds: Vec::new(), path: "/metrics".into() }),
         stats: Some(config::Stats {
             binds: Vec::new(),
             uri: "/admin?stats".into(),
@@ -229,7 +230,7 @@ async fn exchange(users: Vec<User>, request: String) -> String {
     let page = StatsPage::new(Arc::new(bundle("www", users)), slots(), memory(), 7);
     client.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    let (_, read) = tokio::join!(serve(server, Arc::new(page)), client.read_to_string(&mut answer));
+    let (_, read) = tokio::join!(serve(server, Arc::new(page), Door::Page), client.read_to_string(&mut answer));
     read.unwrap();
     answer
 }
@@ -280,7 +281,7 @@ async fn head_sends_no_body() {
 async fn a_silent_client_is_let_go() {
     let (client, server) = tokio::io::duplex(1024);
     let page = StatsPage::new(Arc::new(bundle("www", Vec::new())), slots(), memory(), 1);
-    let served = super::server::serve_within(server, Arc::new(page), Duration::from_millis(20));
+    let served = super::server::serve_within(server, (Arc::new(page), Door::Page), Duration::from_millis(20));
     tokio::time::timeout(Duration::from_secs(10), served).await.unwrap();
     drop(client);
 }
@@ -290,4 +291,43 @@ fn a_clock_that_went_back_is_no_uptime() {
     let memory = memory();
     let taken = Snapshot::take(&bundle("www", Vec::new()), &slots(), &memory, SystemTime::UNIX_EPOCH);
     assert_eq!(taken.uptime, Duration::ZERO);
+}
+
+#[test]
+fn every_sample_for_prometheus_belongs_to_a_declared_metric_and_no_name_can_forge_one() {
+    let memory = memory();
+    memory.slot(0, 0).unwrap().observe(Duration::from_millis(3));
+    memory.count_reload(ReloadPath::Rebind, ReloadResult::Applied, Duration::from_millis(1500));
+    memory.set_lives([(3, 7, false)]);
+    let name = "w\"} 1\\\nx{";
+    let taken =
+        Snapshot::take(&bundle(name, Vec::new()), &slots(), &memory, memory.started() + Duration::from_secs(77));
+    let text = prometheus(&taken, memory.started() + Duration::from_secs(77));
+    let mut declared = std::collections::HashSet::new();
+    for line in text.lines() {
+        if let Some(metric) = line.strip_prefix("# TYPE ") {
+            assert!(declared.insert(metric.split(' ').next().unwrap()), "declared twice: {line}");
+        } else if !line.starts_with('#') {
+            let metric = line.split(['{', ' ']).next().unwrap();
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| metric.strip_suffix(end));
+            assert!(declared.contains(metric) || base.is_some_and(|base| declared.contains(base)), "{line}");
+            assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
+        }
+    }
+    for expected in [
+        "proxy_frontend_sessions_total{proxy=\"w\\\"} 1\\\\\\nx{\"} 11",
+        "proxy_frontend_http_request_duration_seconds_bucket{proxy=\"w\\\"} 1\\\\\\nx{\",le=\"0.002048\"} 0",
+        "proxy_frontend_http_request_duration_seconds_bucket{proxy=\"w\\\"} 1\\\\\\nx{\",le=\"0.004096\"} 1",
+        "proxy_frontend_http_request_duration_seconds_bucket{proxy=\"w\\\"} 1\\\\\\nx{\",le=\"+Inf\"} 1",
+        "proxy_frontend_http_request_duration_seconds_sum{proxy=\"w\\\"} 1\\\\\\nx{\"} 0.003000",
+        "proxy_server_status{proxy=\"www-backend\",server=\"mypool1\",state=\"UP\"} 1",
+        "proxy_server_status{proxy=\"www-backend\",server=\"mypool1\",state=\"DOWN\"} 0",
+        "proxy_reload_total{result=\"applied\",path=\"rebind\"} 1",
+        "proxy_reload_total{result=\"rejected\",path=\"rebind\"} 0",
+        "proxy_reload_duration_seconds_sum 1.500000",
+        "proxy_generation_connections{generation=\"7\",state=\"serving\"} 0",
+        "proxy_process_uptime_seconds 77",
+    ] {
+        assert!(text.lines().any(|line| line == expected), "{expected} is not in {text}");
+    }
 }

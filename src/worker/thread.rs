@@ -22,7 +22,7 @@ use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::Logger;
 use crate::proxy::{self, Departure, Site, Spare, TICK, Thread, Timers};
-use crate::stats::{self, Memory, StatsPage};
+use crate::stats::{self, Door, Memory, StatsPage};
 use crate::tls::ClientSettings;
 use crate::upstream;
 
@@ -296,12 +296,13 @@ impl Serving {
                         drop(busy);
                     });
                 }
-                ListenerOwner::Stats => {
+                ListenerOwner::Stats | ListenerOwner::Metrics => {
+                    let door = if owner == ListenerOwner::Stats { Door::Page } else { Door::Metrics };
                     let page = Arc::clone(&self.shared.page);
                     let open = Rc::clone(&self.open);
                     let serve = move |(stream, _peer): Accepted, permits: Option<Permits>| {
                         let guard = OpenGuard::new(&open);
-                        let connection = stats::serve(stream, Arc::clone(&page));
+                        let connection = stats::serve(stream, Arc::clone(&page), door);
                         tokio::task::spawn_local(async move {
                             // Who does not read in this time holds a descriptor for nothing.
                             let _ended = tokio::time::timeout(STATS_LIFE, connection).await;
