@@ -374,3 +374,52 @@ fn haproxys_commands_on_the_admin_socket_mean_the_same() {
     }
     assert_eq!(say("set server pool/s1 state dran")["outcome"], "rejected");
 }
+
+#[test]
+fn a_request_that_waits_for_another_attempt_goes_elsewhere_when_its_server_is_taken_out() {
+    let (dead, alive) = (Port::new(), Origin::named("alive"));
+    let page = Port::new();
+    let stats = format!("[stats]\nbind = \"{}\"\nuri = \"/stats\"\n", page.address);
+    // A second passes between two attempts.
+    let site = Site::proxying(&[dead.address, alive.address], &format!("retries = 50\n{stats}"));
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    let deadline = Instant::now() + PATIENCE;
+    while row(&page, "s1")["wretr"] == 0 {
+        assert!(Instant::now() < deadline, "it was never tried again");
+    }
+    order(&site, &["pool/s1", "--state", "maint"]);
+    assert_eq!(client.response().unwrap().text(), "alive");
+    let then = row(&page, "s1");
+    // An attempt may have been under way when the order came.
+    assert!(then["econ"].as_u64().unwrap() <= 2 && then["wredis"] == 1, "{then:?}");
+}
+
+#[test]
+fn names_that_change_with_every_reload_do_not_use_up_the_counters() {
+    let origin = Origin::named("one");
+    let port = Port::new();
+    let many = |name: &str| {
+        // More names in three reloads than there are places.
+        let servers: String = (0..7000).map(|_| format!("\"{}\",", origin.address)).collect();
+        format!(
+            "[frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n[backend.pool]\nservers = [\"{}\"]\n\
+             [backend.{name}]\nservers = [{servers}]\n[stats]\nbind = \"{}\"\nuri = \"/stats\"\n",
+            origin.address, port.address
+        )
+    };
+    let site = Site::new(&many("b0"));
+    let _daemon = site.start();
+    for round in 1..5 {
+        assert_eq!(get(site.address(), "/").text(), "one");
+        site.configure(&many(&format!("b{round}")));
+        let output = site.proxy(&["reload-socket"]);
+        assert_eq!(code(&output), 0, "{}", support::text(&output.stderr));
+        site.await_status("the old worker ends", |status| status["generations"].as_array().unwrap().len() == 1);
+    }
+    let csv = get(port.address, "/stats;csv").text();
+    let served = csv.lines().find(|line| line.starts_with("web,FRONTEND,")).unwrap();
+    assert_eq!(served.split(',').nth(7), Some("4"), "{served}");
+    assert!(csv.lines().any(|line| line.starts_with("b4,s7000,")));
+}

@@ -321,6 +321,11 @@ pub(super) async fn obtain(
                 tally.retry(backend, *server, false);
                 // A wait on purpose: the server may be restarting.
                 tokio::time::sleep(TURN_AROUND.min(backend.config().connect_timeout)).await;
+                // Meanwhile it may have been found down, or taken out of service.
+                if let Some(other) = backend.instead_of(*server) {
+                    tally.redispatch(backend, *server);
+                    *server = other;
+                }
             }
         }
     }

@@ -170,6 +170,13 @@ impl Tally {
         self.redispatched |= redispatched;
     }
 
+    /// Another server is tried than the one that was waited for.
+    pub fn redispatch(&mut self, backend: &Backend, server: usize) {
+        backend.slot.add(Counter::Redispatches, 1);
+        backend.servers[server].slot.add(Counter::Redispatches, 1);
+        self.redispatched = true;
+    }
+
     /// Whether a server had the request.
     pub fn connected(&self) -> bool {
         self.connect_ms >= 0

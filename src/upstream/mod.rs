@@ -96,6 +96,14 @@ impl Backend {
         balance::next_attempt(failed, config.retries, schedule.holds(server), other)
     }
 
+    /// The server to go to instead of one that takes no requests any more, where that may be.
+    #[must_use]
+    pub fn instead_of(&self, server: usize) -> Option<usize> {
+        self.refresh();
+        let schedule = &self.schedule.borrow().1;
+        if schedule.holds(server) || !self.config().redispatch { None } else { schedule.after(server) }
+    }
+
     /// Makes the schedule anew if a server's standing has changed since.
     fn refresh(&self) {
         // Read before the standings: a change in between is seen next time.
