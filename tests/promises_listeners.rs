@@ -165,6 +165,7 @@ fn promise_11_a_removed_listener_refuses_at_once_and_never_hangs() {
     let origin = Origin::echo();
     let going = Port::new();
     let site = Site::new("");
+    let mut times = Vec::new();
     for _ in 0..10 {
         site.configure(&Site::text(&[origin.address], &second(going.address)));
         let _daemon = site.start();
@@ -176,6 +177,9 @@ fn promise_11_a_removed_listener_refuses_at_once_and_never_hangs() {
         await_refusal(going.address);
         let took = returned.elapsed();
         println!("the reload took {:?}, the port refused {took:?} later", returned - began);
-        assert!(took < Duration::from_millis(500), "{took:?}");
+        times.push(took);
     }
+    times.sort();
+    // Another process may hold up some of them, hardly most.
+    assert!(times[5] < Duration::from_millis(100) && times[9] < Duration::from_secs(2), "{times:?}");
 }

@@ -9,14 +9,24 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit};
 use serde_json::Value;
 use support::client::Client;
 use support::kernel::{allow_descriptors, descriptors, resident};
 use support::origin::{Origin, Pace, download};
 use support::{Daemon, Site, await_end, children, code, serving, text};
 
-/// Idle connections. While they move, the old worker needs two descriptors for each.
-const IDLE: usize = 9_000;
+/// Idle connections: as many as promised, or fewer where the limit on descriptors is too low for a `maxconn` of
+/// that many.
+fn many() -> usize {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    if hard >= 22_000 { 10_000 } else { 9_000 }
+}
+
+/// What a time may be at most. A debug build takes about five times as long as the program that is shipped.
+fn bound(shipped: Duration) -> Duration {
+    if cfg!(debug_assertions) { shipped * 5 } else { shipped }
+}
 
 /// However slow the machine, nobody is sent away for being idle.
 const PATIENT: &str = "[defaults.timeout]\nclient = \"1h\"\nserver = \"1h\"\nhttp-keep-alive = \"1h\"\n";
@@ -66,7 +76,7 @@ fn must_be_open(clients: &[Client]) {
 /// worker's end after it. Another process may hold up one of them, hardly all.
 fn swaps(site: &Site, clients: &[Client]) -> (Duration, Duration) {
     let mut quickest = (Duration::MAX, Duration::MAX);
-    for _ in 0..3 {
+    for _ in 0..5 {
         let (said, took, gone) = swap(site);
         println!("{} idle connections: {said}, command {took:?}, old worker gone {gone:?} later", clients.len());
         quickest = (quickest.0.min(took), quickest.1.min(gone));
@@ -79,27 +89,18 @@ fn swaps(site: &Site, clients: &[Client]) -> (Duration, Duration) {
 }
 
 #[test]
-fn promise_04_thousands_of_idle_connections_move_and_the_old_worker_is_gone() {
+fn promise_04_and_30_ten_thousand_idle_connections_move_at_once_and_the_old_worker_is_gone() {
     let _alone = alone();
-    let site = Site::proxying(&[Origin::echo().address], &format!("{PATIENT}[global]\nmaxconn = {}\n", IDLE + 100));
+    let site = Site::proxying(&[Origin::echo().address], &format!("{PATIENT}[global]\nmaxconn = {}\n", many() + 100));
     let _daemon = site.start();
-    let mut clients = idle(&site, IDLE);
-    let (_, gone) = swaps(&site, &clients);
+    let mut clients = idle(&site, many());
+    let (took, gone) = swaps(&site, &clients);
     for client in &mut clients {
         let answer = client.get("/again");
         assert_eq!((answer.text().as_str(), answer.field("connection")), ("GET /again HTTP/1.1\n", None));
     }
-    assert!(gone < Duration::from_secs(5), "{gone:?}");
-}
-
-#[test]
-fn promise_30_a_worker_is_swapped_quickly_however_many_connections_are_open() {
-    let _alone = alone();
-    let site = Site::proxying(&[Origin::echo().address], PATIENT);
-    let _daemon = site.start();
-    let clients = idle(&site, 2_000);
-    let (took, _) = swaps(&site, &clients);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(gone < bound(Duration::from_millis(500)), "promise 4: {gone:?}");
+    assert!(took < bound(Duration::from_millis(150)), "promise 30: {took:?}");
 }
 
 /// Downloads of which half is there; more than the buffers on the way hold.
@@ -242,4 +243,56 @@ fn thousands_of_idle_tunnels_cost_little_memory_and_leave_none() {
     drop(tunnels);
     site.await_status("they are gone", |status| status["generations"][0]["connections"] == 0);
     assert!(descriptors(worker) <= files, "{files} descriptors before, {} after", descriptors(worker));
+}
+
+/// Latencies of clients that ask on kept connections until a time, sorted.
+fn latencies(site: &Site, until: Instant) -> Vec<Duration> {
+    let ask = || {
+        let (mut client, mut took) = (Client::connect(site.address()), Vec::new());
+        while Instant::now() < until {
+            let began = Instant::now();
+            let answer = client.get("/");
+            took.push(began.elapsed());
+            assert_eq!((answer.status(), answer.field("connection")), (200, None));
+        }
+        took
+    };
+    let mut all: Vec<_> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    all.sort_unstable();
+    all
+}
+
+fn p99(sorted: &[Duration]) -> Duration {
+    sorted[sorted.len() * 99 / 100]
+}
+
+/// What is promised for a quiet machine is shown by `bench/reload`; here other processes are at work. Rounds with and
+/// without a reload take turns, and one in which the reloads cost no more than promised shows that they need not.
+#[test]
+fn promise_31_a_reload_every_second_need_not_be_seen_in_the_slowest_hundredth() {
+    let _alone = alone();
+    let site = Site::proxying(&[Origin::echo().address], PATIENT);
+    let _daemon = site.start();
+    let second = || Instant::now() + Duration::from_secs(1);
+    let _warm = latencies(&site, Instant::now() + Duration::from_millis(200));
+    let mut within = false;
+    for round in 0..8 {
+        let quiet = p99(&latencies(&site, second()));
+        let until = second();
+        let reloading = std::thread::scope(|scope| {
+            let reload = scope.spawn(|| site.proxy(&["reload", "--mode", "handover"]));
+            let latencies = latencies(&site, until);
+            assert_eq!(code(&reload.join().unwrap()), 0);
+            p99(&latencies)
+        });
+        println!("round {round}: p99 {quiet:?} without and {reloading:?} with a reload in the second");
+        within |= reloading <= quiet.mul_f64(1.2).min(quiet + Duration::from_millis(5));
+        if within && round >= 2 {
+            break;
+        }
+    }
+    assert!(within, "never within 1.2 times and 5 ms");
 }

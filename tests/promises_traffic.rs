@@ -258,6 +258,27 @@ fn posts_without_retry(time: Duration) {
     load.must_have_succeeded(100);
 }
 
+/// A download that lasts so many seconds, a piece each, on a site of its own that is reloaded as often.
+fn slow_download(seconds: usize) {
+    const PIECE: usize = 256 * 1024;
+    let (origin, pace) = Origin::paced(seconds, PIECE);
+    let site = Site::proxying(&[origin.address], "");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert_eq!(client.head().unwrap().status(), 200);
+    let (began, mut body) = (Instant::now(), vec![0; seconds * PIECE]);
+    for (second, piece) in (1..).zip(body.chunks_mut(PIECE)) {
+        while Instant::now() < began + Duration::from_secs(second) {
+            reload(&site, &[]);
+        }
+        pace.allow();
+        client.reader.read_exact(piece).unwrap();
+    }
+    assert!(body == download(seconds * PIECE), "the body is not what the server sent");
+    site.await_status("the download's worker has ended", alone);
+}
+
 #[test]
 fn promise_05_posts_on_kept_connections_survive_a_reload_every_200_ms() {
     posts_without_retry(Duration::from_secs(5));
@@ -265,6 +286,62 @@ fn promise_05_posts_on_kept_connections_survive_a_reload_every_200_ms() {
 
 #[test]
 #[ignore = "a minute long; .ci/run runs it"]
-fn promise_05_posts_on_kept_connections_survive_a_minute_of_reloads() {
-    posts_without_retry(Duration::from_secs(60));
+fn promise_03_a_download_and_promise_05_posts_on_kept_connections_survive_a_minute_of_reloads() {
+    std::thread::scope(|scope| {
+        scope.spawn(|| slow_download(60));
+        scope.spawn(|| posts_without_retry(Duration::from_secs(60)));
+    });
+}
+
+/// Runs a benchmark against a site until it ends; what it said.
+fn benchmark(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}, which this test is about, does not run: {error}"));
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success(), "{program}: {said}");
+    said
+}
+
+/// The number behind these words.
+fn figure(said: &str, words: &str) -> u64 {
+    let rest = said.split_once(words).unwrap_or_else(|| panic!("no `{words}` in {said}")).1;
+    rest.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs ab and wrk; .ci/run runs it"]
+fn promise_01_ab_and_wrk_with_200_connections_see_nothing_of_a_hundred_reloads() {
+    let origin = Origin::echo();
+    let secure = Port::new();
+    let tls = "[frontend.secure.tls]\ncertificates = [\"a.pem\"]";
+    let extra = format!("[frontend.secure]\nbind = \"{}\"\nbackend = \"pool\"\n{tls}\n", secure.address);
+    let site = Site::proxying(&[origin.address], "");
+    certificate(site.folder.path(), "a.pem", &["localhost"]);
+    site.configure(&Site::text(&[origin.address], &extra));
+    let _daemon = site.start();
+    let (plain, encrypted) = (format!("http://{}/", site.address()), format!("https://{}/", secure.address));
+    // ab ends after so many seconds, however many requests that is.
+    let ab = |url: &str| benchmark("ab", &["-q", "-t", "21", "-n", "10000000", "-c", "200", url]);
+    let wrk = |url: &str| benchmark("wrk", &["-d", "21", "-t", "1", "-c", "200", url]);
+    let reports = std::thread::scope(|scope| {
+        let one_shot = [scope.spawn(|| ab(&plain)), scope.spawn(|| ab(&encrypted))];
+        let kept = [scope.spawn(|| wrk(&plain))];
+        let began = Instant::now();
+        for number in 1..=100 {
+            reload(&site, &["--mode", "handover"]);
+            while Instant::now() < began + number * Duration::from_millis(200) {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        }
+        (one_shot.map(|run| run.join().unwrap()), kept.map(|run| run.join().unwrap()))
+    });
+    for said in &reports.0 {
+        println!("ab: {} requests, {} failed", figure(said, "Complete requests:"), figure(said, "Failed requests:"));
+        assert_eq!(figure(said, "Failed requests:"), 0, "{said}");
+        assert!(!said.contains("Non-2xx") && figure(said, "Complete requests:") > 100, "{said}");
+    }
+    for said in &reports.1 {
+        println!("wrk: {}", said.lines().find(|line| line.contains("requests in")).unwrap_or_default().trim());
+        assert!(!said.contains("Socket errors") && !said.contains("Non-2xx") && said.contains("requests in"), "{said}");
+    }
 }

@@ -231,3 +231,29 @@ fn a_crash_of_the_serving_worker_during_a_failing_reload_is_repaired() {
     assert_eq!((&status["reloads"]["respawns"], children(daemon.pid())), (&Value::from(1), vec![serving(&status)]));
     assert_eq!(status["pid"], u64::from(daemon.pid()));
 }
+
+#[test]
+fn an_edit_that_moves_the_admin_socket_does_not_hide_the_daemon() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "");
+    let daemon = site.start();
+    let good = std::fs::read_to_string(site.config()).unwrap();
+    let moved = good.replace("admin.sock", "moved.sock");
+    for (bad, problem) in
+        [(format!("{moved}\nnonsense = 1\n"), "nonsense"), (good.replace("socket =", "sockett ="), "sockett")]
+    {
+        std::fs::write(site.config(), bad).unwrap();
+        let output = site.proxy(&["reload"]);
+        assert_eq!(code(&output), 1, "{output:?}");
+        assert!(text(&output.stderr).contains(problem), "{output:?}");
+        assert_eq!(site.status()["pid"], u64::from(daemon.pid()));
+    }
+    std::fs::write(site.config(), moved).unwrap();
+    let output = site.proxy(&["reload"]);
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert!(!site.socket().exists() && site.path("moved.sock").exists());
+    assert_eq!(site.status()["pid"], u64::from(daemon.pid()));
+    // Another configuration's daemon is not taken for ours.
+    let other = Site::proxying(&[origin.address], "");
+    assert_eq!(code(&other.proxy(&["reload"])), 4);
+}

@@ -3,10 +3,11 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::args::Target;
+use super::find;
 use crate::config;
 use crate::master::Answer;
 
@@ -58,18 +59,34 @@ pub(super) struct Conversation {
     stream: BufReader<UnixStream>,
 }
 
-/// Sends a command to the daemon that is meant.
-pub(super) fn ask(target: &Target, command: &str) -> Result<Conversation, ClientError> {
-    let path = match &target.socket {
-        Some(path) => path.clone(),
-        None => config::admin_socket(&target.config).ok_or_else(|| ClientError::NoSocket(target.config.clone()))?,
-    };
-    let deadline = Instant::now() + target.timeout;
-    let stream = UnixStream::connect(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path.clone()),
-        io::ErrorKind::PermissionDenied => ClientError::Forbidden(path.clone()),
+/// Connects to the daemon that is meant: where the command line or the configuration says, else where the daemon
+/// that runs with this configuration really is.
+fn connect(target: &Target) -> Result<(PathBuf, UnixStream), ClientError> {
+    if let Some(path) = &target.socket {
+        return reach(path);
+    }
+    let named = config::admin_socket(&target.config);
+    let reached = named.map_or_else(|| Err(ClientError::NoSocket(target.config.clone())), |path| reach(&path));
+    reached.or_else(|error| match error {
+        ClientError::NoSocket(_) | ClientError::NotRunning(_) => find::daemon(&target.config).ok_or(error),
+        error => Err(error),
+    })
+}
+
+/// Connects to a path.
+fn reach(path: &Path) -> Result<(PathBuf, UnixStream), ClientError> {
+    let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(path.to_owned()),
+        io::ErrorKind::PermissionDenied => ClientError::Forbidden(path.to_owned()),
         _ => ClientError::Io(error),
     })?;
+    Ok((path.to_owned(), stream))
+}
+
+/// Sends a command to the daemon that is meant.
+pub(super) fn ask(target: &Target, command: &str) -> Result<Conversation, ClientError> {
+    let deadline = Instant::now() + target.timeout;
+    let (path, stream) = connect(target)?;
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::TimedOut(target.timeout),
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::Ended,

@@ -9,6 +9,7 @@ mod daemon;
 mod demo;
 #[cfg(test)]
 mod documents;
+mod find;
 mod measure;
 mod origin;
 mod reload;

@@ -119,6 +119,8 @@ pub enum FromWorker {
     Draining,
     /// Something that happened to a server, for the log: syslog severity and text.
     Event(u8, String),
+    /// The way to the successor broke while connections were still to move; another one is wanted.
+    Stranded,
 }
 
 /// Worker to worker: connections that change hands, one descriptor each, in the order of the lists.

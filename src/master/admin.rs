@@ -20,6 +20,7 @@ use super::events::Event;
 use super::orders::{self, ServerRequest};
 use crate::config::{Admin, AdminLevel, ReloadMode, may_give_to};
 use crate::handoff::getsocks::COMMAND;
+use crate::socket::beside;
 
 /// Callers served at a time; the others wait in the kernel's queue.
 const MOST_CALLERS: usize = 256;
@@ -145,7 +146,7 @@ impl AdminSocket {
         if let Some(folder) = admin.socket.parent() {
             fs::create_dir_all(folder)?;
         }
-        let draft = admin.socket.with_extension(format!("sock.{}", std::process::id()));
+        let draft = beside(&admin.socket, "tmp");
         let _absent = fs::remove_file(&draft);
         let socket = bind(admin, &draft)?;
         let inode = fs::metadata(&draft)?.ino();

@@ -272,6 +272,7 @@ impl Master {
             Event::Worker(generation, FromWorker::LogLost(target)) => self.log_sockets.lost(generation, target),
             Event::Worker(generation, FromWorker::Draining) => self.accepts_no_more(generation),
             Event::Worker(_, FromWorker::Event(severity, line)) => self.say(Severity::of(severity), &line),
+            Event::Worker(generation, FromWorker::Stranded) => self.workers.reconnect(generation),
             Event::Worker(..) => {}
             Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
             Event::WorkerEnded(generation, status) => self.bury(generation, &status),

@@ -273,7 +273,8 @@ async fn await_ready(channel: &Channel) -> Result<(), MasterError> {
             None => return Err(MasterError::WorkerDied),
             Some((FromWorker::Ready, _)) => return Ok(()),
             Some((FromWorker::Failed(reason), _)) => return Err(MasterError::WorkerFailed(reason)),
-            Some((FromWorker::LogLost(_) | FromWorker::Serving | FromWorker::Draining | FromWorker::Event(..), _)) => {}
+            // The others are said by those who serve.
+            Some(_) => {}
         }
     }
 }

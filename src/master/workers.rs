@@ -102,6 +102,16 @@ impl Workers {
         waiting
     }
 
+    /// Makes an older worker another way to the one that serves.
+    pub(super) fn reconnect(&mut self, generation: u64) {
+        let serving = self.alive.iter().rfind(|worker| worker.state == State::Serving);
+        if let (Some(old), Some(serving)) = (self.find(generation), serving)
+            && old.state == State::Draining
+        {
+            connect(old, serving);
+        }
+    }
+
     /// Everybody who accepts drains, and empties the queues that are abandoned.
     pub(super) fn drain(&mut self, abandoned: &[usize], hard_stop_after: Duration) {
         for worker in &mut self.alive {

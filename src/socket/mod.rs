@@ -10,4 +10,4 @@ mod path;
 pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
 pub use limits::{Fittings, LimitError, raise_for};
 pub use migration::cost_of_rebinding;
-pub use path::{Former, settled};
+pub use path::{Former, beside, settled};

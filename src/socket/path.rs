@@ -204,7 +204,9 @@ fn in_use(place: &Path) -> io::Result<bool> {
     Ok(!refused.is_err_and(|error| nobody.contains(&error.kind())))
 }
 
-fn beside(place: &Path, end: &str) -> PathBuf {
+/// A name beside a socket's place, for this process alone.
+#[must_use]
+pub fn beside(place: &Path, end: &str) -> PathBuf {
     let mut name = place.as_os_str().to_owned();
     name.push(format!(".{}.{end}", std::process::id()));
     PathBuf::from(name)

@@ -44,7 +44,13 @@ pub fn run(channel: Channel) -> Result<(), WorkerError> {
         .and_then(|()| inherit(&channel))
         .and_then(|inheritance| start(&channel, inheritance));
     match served {
-        Ok((worker, leaving)) => runtime.block_on(worker.follow(&channel, leaving)),
+        Ok((worker, leaving)) => runtime.block_on(async {
+            let asking = Arc::clone(&channel);
+            // Without a master nobody can make another way.
+            let stranded = move || drop(asking.send(&FromWorker::Stranded, &[]));
+            tokio::spawn(moving::send_all(leaving, worker.successor.subscribe(), stranded));
+            worker.follow(&channel).await
+        }),
         Err(error) => {
             // The master may be gone, which is then the reason already.
             let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
@@ -201,13 +207,12 @@ fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Limits> {
 }
 
 impl Worker {
-    async fn follow(mut self, channel: &Arc<Channel>, leaving: Way) -> Result<(), WorkerError> {
+    async fn follow(mut self, channel: &Arc<Channel>) -> Result<(), WorkerError> {
         if let Err(error) = self.crew.ready().await {
             // The master may be gone, which is then the reason already.
             let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
             return Err(error);
         }
-        tokio::spawn(moving::send_all(leaving, self.successor.subscribe()));
         channel.send(&FromWorker::Ready, &[])?;
         let (mut hard_stop, mut accepting) = (None, true);
         loop {

@@ -13,8 +13,12 @@ use crate::handoff::messages::{Moved, Moving, MovingClient, MovingServer, Moving
 use crate::handoff::{Channel, HandoffError, MAX_DESCRIPTORS};
 use crate::proxy::Leaving;
 
-/// How long the successor may take for one batch.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the successor may take for one batch. Whoever is in it waits, and may have a request to make.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause before another way to the successor is asked for; twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest of these pauses.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes of connections that travel along in one batch; base64 and the rest of a message come on top.
 const MOST_UNREAD: usize = 64 * 1024;
 
@@ -54,10 +58,16 @@ pub type Successor = watch::Receiver<Option<Arc<Channel>>>;
 /// What is offered, its descriptors, and whom to tell whether it was taken.
 type Offer<T, const EACH: usize> = (T, [OwnedFd; EACH], oneshot::Sender<bool>);
 
-/// Sends away what the threads give up, batch by batch, until they are gone.
-pub async fn send_all(mut leaving: mpsc::UnboundedReceiver<Leaving>, successor: Successor) {
+/// Sends away what the threads give up, batch by batch, until they are gone. `stranded` is called some time after a
+/// way to the successor broke: a slow machine is no reason to keep connections for good.
+pub async fn send_all(
+    mut leaving: mpsc::UnboundedReceiver<Leaving>,
+    successor: Successor,
+    stranded: impl Fn() + Clone + Send + 'static,
+) {
     let mut waiting = Vec::new();
     let mut broken: Option<Arc<Channel>> = None;
+    let mut pause = FIRST_PAUSE;
     while leaving.recv_many(&mut waiting, MAX_DESCRIPTORS).await > 0 {
         let (mut clients, mut servers, mut tunnels) = (Vec::new(), Vec::new(), Vec::new());
         for one in waiting.drain(..) {
@@ -68,7 +78,7 @@ pub async fn send_all(mut leaving: mpsc::UnboundedReceiver<Leaving>, successor: 
             }
         }
         let Some(channel) = successor.borrow().clone() else { continue };
-        // A channel that failed once stays unused, until a newer worker comes with its own.
+        // A channel that failed once stays unused, until another one comes.
         if broken.as_ref().is_some_and(|broken| Arc::ptr_eq(broken, &channel)) {
             continue;
         }
@@ -79,6 +89,12 @@ pub async fn send_all(mut leaving: mpsc::UnboundedReceiver<Leaving>, successor: 
         };
         if sent.await.is_err() {
             broken = Some(channel);
+            let (stranded, after) = (stranded.clone(), pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                stranded();
+            });
         }
     }
 }

@@ -318,6 +318,15 @@ pub fn await_end(number: u32) {
     }
 }
 
+/// Waits for something that no process tells.
+pub fn until(what: &str, happened: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::yield_now();
+    }
+}
+
 /// Whether nobody listens on an address.
 pub fn refuses(address: SocketAddr) -> bool {
     std::net::TcpStream::connect(address).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
