@@ -93,8 +93,8 @@ fn open_randomness() {
 pub fn drop_privileges(start: &Start) -> Result<(), WorkerError> {
     let failed = |step| move |source| WorkerError::Privileges { step, source };
     fault::strike(Step::Privileges).map_err(failed("chroot"))?;
-    open_randomness();
     if let Some(directory) = &start.chroot {
+        open_randomness();
         chroot(directory.as_str()).map_err(failed("chroot"))?;
         chdir("/").map_err(failed("chdir"))?;
     }
