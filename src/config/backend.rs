@@ -7,7 +7,7 @@ use super::check::check as checks;
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
 use super::server_tls::{TlsFiles, tls_client};
-use super::{Backend, Balance, Mode, Server};
+use super::{Backend, Balance, Mode, Protocol, Server};
 
 const BALANCES: [Balance; 4] = [Balance::RoundRobin, Balance::LeastConn, Balance::Random, Balance::Source];
 
@@ -23,17 +23,27 @@ pub(super) fn backend(
 ) -> Backend {
     let settings = defaults.with(&mut section, Half::Backend, check);
     if settings.mode == Mode::Tcp {
-        section.refuse(&["connection-mode"], "means nothing where no request is understood", "leave it out");
+        section.refuse(
+            &["connection-mode", "protocol"],
+            "means nothing where no request is understood",
+            "leave it out",
+        );
     }
     let balance =
         section.choice("balance", &BALANCES.map(|balance| (balance.word(), balance))).unwrap_or(Balance::RoundRobin);
     let its_check = section.table("check").map(|section| checks(section, settings.check));
+    let protocol = protocol(&mut section);
+    if protocol != Protocol::H1 && its_check.as_ref().is_some_and(|check| check.http.is_some()) {
+        let fix = "write check = { type = \"tcp\" }";
+        section.report.error(section.place("check"), "HTTP checks speak HTTP/1, which these servers may not", fix);
+    }
     let servers = servers(&mut section, its_check.is_some());
     let tls = section.table("tls").map(|tls| tls_client(tls, files, &servers));
     section.finish();
     Backend {
         name: name.text.clone(),
         mode: settings.mode,
+        protocol,
         balance,
         check: its_check,
         servers,
@@ -45,6 +55,21 @@ pub(super) fn backend(
         server_timeout: settings.server,
         tunnel_timeout: settings.tunnel,
     }
+}
+
+/// What the servers speak; which of HTTP/2's names is right depends on TLS.
+fn protocol(section: &mut Section<'_>) -> Protocol {
+    let words = [("h1", Protocol::H1), ("h2", Protocol::H2), ("h2c", Protocol::H2c), ("auto", Protocol::Auto)];
+    let protocol = section.choice("protocol", &words).unwrap_or_default();
+    let tls = section.value("tls").is_some();
+    let (problem, fix) = match protocol {
+        Protocol::H2c if tls => ("`h2c` is HTTP/2 without TLS", "write protocol = \"h2\", or leave `tls` out"),
+        Protocol::H2 if !tls => ("`h2` is HTTP/2 over TLS", "write protocol = \"h2c\", or add tls = { … }"),
+        Protocol::Auto if !tls => ("without TLS a server cannot say what it speaks", "write \"h1\" or \"h2c\""),
+        _ => return protocol,
+    };
+    section.report.error(section.place("protocol"), problem, fix);
+    protocol
 }
 
 fn servers(section: &mut Section<'_>, are_checked: bool) -> Vec<Server> {

@@ -307,6 +307,42 @@ pub enum Proto {
     Auto,
 }
 
+/// What the servers of a backend speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    H1,
+    /// HTTP/2 over TLS.
+    H2,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+    /// HTTP/2 over TLS where a server offers it, else HTTP/1.1.
+    Auto,
+}
+
+impl Protocol {
+    /// Whether requests share a connection, or may.
+    #[must_use]
+    pub fn is_shared(self) -> bool {
+        self != Self::H1
+    }
+}
+
+impl Backend {
+    /// The protocols its servers are offered over TLS, preferred first.
+    #[must_use]
+    pub fn alpn(&self) -> &'static [&'static str] {
+        match (self.mode, self.protocol) {
+            (Mode::Tcp, _) | (Mode::Http, Protocol::H2c) => &[],
+            (Mode::Http, Protocol::H1) => &["http/1.1"],
+            (Mode::Http, Protocol::H2) => &["h2"],
+            (Mode::Http, Protocol::Auto) => &["h2", "http/1.1"],
+        }
+    }
+}
+
 /// Client-side timeouts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClientTimeouts {
@@ -391,6 +427,9 @@ pub struct Backend {
     /// What is understood of what passes.
     #[serde(default)]
     pub mode: Mode,
+    /// What the servers speak.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// How a server is chosen.
     pub balance: Balance,
     /// How servers are checked; `None` when they are not.

@@ -17,6 +17,14 @@ pub enum Body {
     UntilClose,
 }
 
+impl Body {
+    /// The same where the end of a stream says where it ends, and trailers may stand before that.
+    #[must_use]
+    pub fn streamed(self) -> Self {
+        if matches!(self, Self::None | Self::Length(0)) { self } else { Self::UntilClose }
+    }
+}
+
 /// What the fields of a head say about framing and persistence.
 pub(super) struct Declared {
     /// Framing fields; `None` when there are none.

@@ -13,7 +13,7 @@ use super::io::{ClientStream, poll_read_head};
 use super::pump::{Broken, Pump};
 use super::timer::{Alarm, Timer};
 use crate::http::{Asked, Field, HeadLimits, ResponseHead, parse_response};
-use crate::upstream::Connection;
+use crate::upstream::{CallError, Connection};
 
 /// Limits on a server's response head: ours, whatever a frontend allows its clients.
 const RESPONSE_LIMITS: HeadLimits = HeadLimits { size: 64 * 1024, fields: 256, target: 0 };
@@ -70,6 +70,9 @@ impl Exchange<'_> {
         match request.poll(cx, from, &mut self.server.stream, &mut || moved = true) {
             Poll::Ready(Ok(())) => {
                 self.request_open = false;
+                if let Some(call) = self.server.stream.as_call() {
+                    call.finish(request.trailers());
+                }
                 self.timer.set(self.server_timeout);
             }
             Poll::Ready(Err(Broken::Sender)) => return Err(Failure::ClientAborted),
@@ -90,6 +93,14 @@ impl Exchange<'_> {
         asked: Asked,
         fields: &mut Vec<Field>,
     ) -> Poll<Result<ResponseHead, Failure>> {
+        let Connection { stream, input, .. } = &mut *self.server;
+        if let Some(call) = stream.as_call() {
+            return call.poll_head(cx, asked, &RESPONSE_LIMITS, (input, fields)).map_err(|error| match error {
+                CallError::NotProcessed => Failure::NotProcessed,
+                CallError::Broken => Failure::ServerClosed,
+                CallError::Refused(refusal) => Failure::BadResponse(refusal),
+            });
+        }
         loop {
             if !self.server.input.is_empty() {
                 match parse_response(&self.server.input, asked, &RESPONSE_LIMITS, fields) {

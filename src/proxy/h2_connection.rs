@@ -13,7 +13,7 @@ use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream, ext::Protocol};
 use http::Request;
 
-use super::connection::{Client, LINGER, Next};
+use super::connection::{Client, Next};
 use super::h2_stream::H2Stream;
 use super::h2_wire::Wire;
 use super::io::ClientStream;
@@ -291,14 +291,12 @@ async fn answer(stream: Stream) {
             request::refuse(&mut client, Failure::Refused(refusal)).await
         }
     };
-    match (next, client.stream.as_h2()) {
-        (Next::Abort, Some(stream)) => stream.reset(Reason::INTERNAL_ERROR),
-        // A reset for the rest of the request is allowed, and yet takes the answer away from clients in use.
-        (Next::Linger, _) => {
-            client.timer.set(LINGER);
-            client.discard().await;
-        }
-        _ => {}
+    // What is left of a request whose answer is complete is taken back without an error (RFC 9113 section 8.1):
+    // the library does so when it sees that nobody reads.
+    if next == Next::Abort
+        && let Some(stream) = client.stream.as_h2()
+    {
+        stream.reset(Reason::INTERNAL_ERROR);
     }
 }
 

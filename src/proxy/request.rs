@@ -19,8 +19,9 @@ use super::timer::Alarm;
 use super::transcode::Transcoder;
 use super::{Failure, Side};
 use crate::config::{Action, ConnectionMode, Destination};
+use crate::http::h2::write_request;
 use crate::http::{
-    Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, parse_request, rebuild_request,
+    Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, Version, parse_request, rebuild_request,
 };
 use crate::logging::Severity;
 use crate::stats::Counter;
@@ -28,6 +29,8 @@ use crate::upstream::{Attempt, Backend, ConnectError, Connection};
 
 /// Longest wait before the same server is tried again (HAProxy: min of `timeout connect` and 1 s).
 const TURN_AROUND: Duration = Duration::from_secs(1);
+/// How often a request is sent again that servers say they have not touched.
+const MOST_UNTOUCHED: u32 = 3;
 
 /// Serves the next request of a connection. The box is there from its head to its answer only.
 pub async fn serve_one(client: &mut Client) -> Next {
@@ -235,11 +238,20 @@ async fn forward(
     let mode = backend.config().connection_mode.max(client.site.config().connection_mode);
     let repeatable = head.method.is_idempotent() && head.body == Body::None;
     let mut server = backend.select(client.peer.ip()).ok_or(Failure::NoServer)?;
-    let mut fresh_only = mode != ConnectionMode::KeepAlive;
+    // A connection that many requests share ends with none of them.
+    let mut fresh_only = mode != ConnectionMode::KeepAlive && !backend.config().protocol.is_shared();
+    let mut untouched = 0;
     loop {
         let mut connection = obtain(client, backend, &mut server, (fresh_only, !repeatable), tally).await?;
         let reused = connection.reused;
-        let mut request = build_request(client, head, mode)?;
+        let tls = backend.servers[server].way.tls.is_some();
+        let mut request = match build_request(client, head, (mode, tls), &mut connection) {
+            Err(Failure::NotProcessed) if untouched < MOST_UNTOUCHED => {
+                untouched += 1;
+                continue;
+            }
+            request => request?,
+        };
         let result = exchange(client, head, backend, &mut connection, (&mut request, tally)).await;
         match result {
             // The server closed an idle connection at the moment of its reuse; it has done nothing.
@@ -249,7 +261,18 @@ async fn forward(
                 fresh_only = true;
                 client.out = request.into_buffer();
             }
-            Err(failure) => return Err(failure),
+            // It says itself that it has done nothing.
+            Err(Failure::NotProcessed) if request.bytes_in == 0 && untouched < MOST_UNTOUCHED => {
+                untouched += 1;
+                tally.retry(backend, server, false);
+                client.out = request.into_buffer();
+            }
+            Err(failure) => {
+                if let (Failure::ServerTimedOut, Some(call)) = (&failure, connection.stream.as_call()) {
+                    call.retire();
+                }
+                return Err(failure);
+            }
             Ok(Done { next: Next::Gone, .. }) => {
                 drop(request);
                 Box::pin(session::through(client, backend, connection, tally)).await;
@@ -257,19 +280,28 @@ async fn forward(
             }
             Ok(Done { next, reusable }) => {
                 if reusable && mode == ConnectionMode::KeepAlive && connection.input.is_empty() {
-                    match client.thread.departure.get() {
-                        Some(departure) => {
-                            if let Some(stream) = connection.stream.into_plain() {
-                                departure.send(backend.moving(server), stream);
-                            }
-                        }
-                        None => backend.servers[server].pool.put(connection, Instant::now()),
-                    }
+                    keep(client, (backend, server), connection);
                 }
                 client.out = request.into_buffer();
                 return Ok(next);
             }
         }
+    }
+}
+
+/// Keeps a server's connection for the next request, here or in the next worker. One that is shared is kept by
+/// those who share it.
+fn keep(client: &Client, (backend, server): (&Backend, usize), mut connection: Connection) {
+    if connection.stream.as_call().is_some() {
+        return;
+    }
+    match client.thread.departure.get() {
+        Some(departure) => {
+            if let Some(stream) = connection.stream.into_plain() {
+                departure.send(backend.moving(server), stream);
+            }
+        }
+        None => backend.servers[server].pool.put(connection, Instant::now()),
     }
 }
 
@@ -286,7 +318,7 @@ pub(super) async fn obtain(
     let mut failed = 0;
     loop {
         tally.choose_server(backend, *server);
-        if !fresh_only && let Some(connection) = backend.servers[*server].pool.take(certain) {
+        if !fresh_only && let Some(connection) = backend.servers[*server].take(certain) {
             backend.servers[*server].slot.add(Counter::Reuses, 1);
             tally.connect_ms = 0;
             return Ok(connection);
@@ -332,7 +364,12 @@ pub(super) async fn obtain(
 }
 
 /// The request as the server gets it, with what is already there of the body.
-fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) -> Result<Pump, Failure> {
+fn build_request(
+    client: &mut Client,
+    head: &RequestHead,
+    (mode, tls): (ConnectionMode, bool),
+    connection: &mut Connection,
+) -> Result<Pump, Failure> {
     let (site, edits) = (Rc::clone(&client.site), Rc::clone(&client.edits));
     let config = site.config();
     let mut out = std::mem::take(&mut client.out);
@@ -342,8 +379,17 @@ fn build_request(client: &mut Client, head: &RequestHead, mode: ConnectionMode) 
         forwarded_for: client.peer.ip().filter(|_| config.forwarded_for),
         close: mode != ConnectionMode::KeepAlive,
     };
-    rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
-    let transcoder = Transcoder::new(head.body, head.framing()).edited(&edits.request);
+    let (from, to) = if let Some(call) = connection.stream.as_call() {
+        // From one stream into another: what ends it ends the body, and trailers stand before that.
+        let body = if head.version == Version::Http2 { head.body.streamed() } else { head.body };
+        let request = write_request(&client.head, head, &client.fields, &rewrite, tls).map_err(Failure::Refused)?;
+        call.begin(request, body).map_err(|_closed| Failure::NotProcessed)?;
+        (body, Body::UntilClose)
+    } else {
+        rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
+        (head.body, head.framing())
+    };
+    let transcoder = Transcoder::new(from, to).edited(&edits.request);
     Pump::new(out, transcoder, &mut client.input).map_err(|broken| match broken {
         Broken::Framing(refusal) => Failure::Refused(refusal),
         Broken::Sender | Broken::Receiver => Failure::ClientAborted,

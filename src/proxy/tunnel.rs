@@ -6,7 +6,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use h2::Reason;
-use tokio::net::TcpStream;
 
 use super::connection::Client;
 use super::flow::{Broken, Flow};
@@ -65,7 +64,9 @@ impl Tunnel {
         let ended = poll_fn(|cx| self.poll(cx, client, server)).await;
         if matches!(ended, Ended::Broken(_)) {
             // Best effort: without it a side sees an end where there was a break.
-            let _ = (client.stream.socket().map(TcpStream::set_zero_linger), server.socket().set_zero_linger());
+            for socket in [client.stream.socket(), server.socket()].into_iter().flatten() {
+                let _ = socket.set_zero_linger();
+            }
             if let Some(stream) = client.stream.as_h2() {
                 stream.reset(Reason::CONNECT_ERROR);
             }

@@ -55,6 +55,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
         }],
         backends: vec![config::Backend {
             mode: config::Mode::Http,
+            protocol: config::Protocol::H1,
             name: "www-backend".into(),
             balance: config::Balance::RoundRobin,
             check: None,

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{TlsError, provider, resolver, verify, versions};
-use crate::config::{Authorities, Mode, TlsClient};
+use crate::config::{Authorities, TlsClient};
 
 /// Tickets kept for the next connection to a server; the library keeps up to 8 of one name.
 const TICKETS: usize = 8;
@@ -57,11 +57,11 @@ impl Troubles {
 }
 
 impl ClientSettings {
-    /// The library's settings for one backend.
+    /// The library's settings for one backend, whose servers are offered these protocols (ALPN).
     ///
     /// # Errors
     /// A key, a list or a combination of settings that the library refuses.
-    pub fn new(tls: &TlsClient, mode: Mode, authorities: &[Authorities]) -> Result<Self, TlsError> {
+    pub fn new(tls: &TlsClient, alpn: &[&str], authorities: &[Authorities]) -> Result<Self, TlsError> {
         let provider = Arc::new(provider(&tls.ciphers, &tls.groups)?);
         let believed = tls.authorities.and_then(|place| authorities.get(place));
         let verifier = match believed {
@@ -80,9 +80,7 @@ impl ClientSettings {
             }
             None => config.with_no_client_auth(),
         };
-        if mode == Mode::Http {
-            config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        }
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
         Ok(Self { config, sni: tls.sni.clone(), troubles: Arc::default() })
     }
 

@@ -84,7 +84,7 @@ pub fn client_settings(bundle: &Bundle) -> Result<Vec<Option<ClientSettings>>, T
             all.push(None);
             continue;
         };
-        let settings = ClientSettings::new(tls, backend.mode, &bundle.authorities)?;
+        let settings = ClientSettings::new(tls, backend.alpn(), &bundle.authorities)?;
         for server in &backend.servers {
             settings.server(&server.name, &server.host)?;
         }

@@ -2,6 +2,7 @@
 //! Called by `proxy` for each request. Never parses HTTP.
 
 mod balance;
+mod calls;
 mod checks;
 mod connect;
 mod error;
@@ -12,6 +13,7 @@ mod stream;
 mod verdict;
 
 use std::cell::RefCell;
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,12 +21,14 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use crate::config::{self, Balance, Bundle, ConnectionMode};
+use crate::config::{self, Balance, Bundle, ConnectionMode, Protocol};
 use crate::handoff::messages::{MovingServer, Slots};
 use crate::stats::{Admin, Counter, Gauge, Memory, Slot};
 use crate::tls::ClientSettings;
 
 pub use balance::{Attempt, Schedule, Share};
+use calls::Calls;
+pub use calls::{Call, CallError};
 pub use checks::Checks;
 pub use connect::Way;
 pub use error::ConnectError;
@@ -52,6 +56,8 @@ pub struct Server {
     pub slot: Slot,
     /// Connections kept for the next request.
     pub pool: Pool,
+    /// Connections that requests share.
+    calls: Calls,
     /// How it is reached.
     pub way: Way,
     /// Place of its counters.
@@ -130,10 +136,33 @@ impl Backend {
     /// # Errors
     /// What connect(2) or the TLS handshake said, or that it took longer than `timeout.connect`.
     pub async fn connect(&self, server: usize) -> Result<Connection, ConnectError> {
+        let (known, protocol) = (&self.servers[server], self.config().protocol);
+        if !protocol.is_shared() {
+            return Ok(Connection::new(self.open(server).await?));
+        }
+        // Of many that want a connection at once, one opens it for all.
+        let _turn = if known.calls.are_refused() { None } else { Some(known.calls.turn().await) };
+        if let Some(connection) = known.take(false) {
+            return Ok(connection);
+        }
+        let stream = self.open(server).await?;
+        match (protocol, stream.protocol()) {
+            (Protocol::H2c, _) | (_, Some(b"h2")) => {}
+            (Protocol::Auto, _) => {
+                known.calls.refuse();
+                return Ok(Connection::new(stream));
+            }
+            _ => return Err(ConnectError::Failed(io::Error::other("the server does not speak HTTP/2"))),
+        }
+        let call = known.calls.open(stream).await.map_err(|error| ConnectError::Failed(io::Error::other(error)))?;
+        Ok(call.into())
+    }
+
+    async fn open(&self, server: usize) -> Result<ServerStream, ConnectError> {
         let stream = self.servers[server].way.open(self.config().connect_timeout).await?;
         self.servers[server].slot.add(Counter::Connects, 1);
         self.slot.add(Counter::Connects, 1);
-        Ok(Connection::new(stream))
+        Ok(stream)
     }
 
     /// How a connection to a server is named on its way to another worker.
@@ -154,7 +183,8 @@ impl Backend {
     pub fn adopt(&self, server: usize, stream: TcpStream) {
         let config = self.config();
         let (mode, known) = (config.connection_mode, &self.servers[server]);
-        let wanted = mode == ConnectionMode::KeepAlive && known.way.tls.is_none() && !known.is_kept_away();
+        let h1 = config.protocol == Protocol::H1;
+        let wanted = h1 && mode == ConnectionMode::KeepAlive && known.way.tls.is_none() && !known.is_kept_away();
         if wanted && stream.peer_addr().is_ok_and(|peer| peer == config.servers[server].address) {
             known.pool.put(Connection::new(stream.into()), Instant::now());
         }
@@ -168,11 +198,18 @@ impl Backend {
             } else {
                 server.pool.sweep();
             }
+            server.calls.sweep(server.is_kept_away());
         }
     }
 }
 
 impl Server {
+    /// A connection that is there already: room on one that is shared, else one that is idle.
+    #[must_use]
+    pub fn take(&self, certain: bool) -> Option<Connection> {
+        self.calls.take().map(Connection::from).or_else(|| self.pool.take(certain))
+    }
+
     /// Whether the operator wants nothing of ours to touch it.
     fn is_kept_away(&self) -> bool {
         self.slot.standing().orders.admin == Admin::Maint
@@ -206,7 +243,7 @@ pub fn backends(
             let name = config.servers[server].name.as_bytes();
             let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(name));
             let way = Way::to(config, server, secured.get(index)?.as_ref())?;
-            servers.push(Server { slot, pool: Pool::default(), way, place: *place, identity });
+            servers.push(Server { slot, pool: Pool::default(), calls: Calls::default(), way, place: *place, identity });
         }
         let slot = memory.slot(lane, *slots.backends.get(index)?)?;
         let (memory, bundle) = (*memory, Arc::clone(bundle));

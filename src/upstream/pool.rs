@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use super::ServerStream;
+use super::{Call, ServerStream};
 
 /// Idle connections kept per server and thread.
 pub const MAX_IDLE: usize = 64;
 /// An idle connection is closed after this long.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection to a server, with what was read from it and not consumed yet.
 pub struct Connection {
@@ -28,6 +28,13 @@ impl Connection {
     #[must_use]
     pub fn new(stream: ServerStream) -> Self {
         Self { stream, input: Vec::new(), reused: false }
+    }
+}
+
+impl From<Call> for Connection {
+    fn from(call: Call) -> Self {
+        let reused = call.is_reused();
+        Self { stream: ServerStream::Call(Box::new(call)), input: Vec::new(), reused }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::Call;
 use crate::http::h2::Io;
 
 /// A connection to a server.
@@ -20,6 +21,8 @@ pub enum ServerStream {
     Plain(TcpStream),
     /// TLS after its handshake.
     Tls(Secured),
+    /// One request on a connection of HTTP/2.
+    Call(Box<Call>),
 }
 
 /// A TLS connection, which says goodbye when it is dropped (RFC 8446 section 6.1).
@@ -38,13 +41,20 @@ impl From<TlsStream<TcpStream>> for ServerStream {
 }
 
 impl ServerStream {
-    /// The TCP socket below.
+    /// The TCP socket below, where it is this stream's alone.
     #[must_use]
-    pub fn socket(&self) -> &TcpStream {
+    pub fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.0.get_ref().0,
+            Self::Plain(stream) => Some(stream),
+            Self::Tls(stream) => Some(stream.0.get_ref().0),
+            Self::Call(_) => None,
         }
+    }
+
+    /// The request on a connection of HTTP/2, if it is one.
+    #[must_use]
+    pub fn as_call(&mut self) -> Option<&mut Call> {
+        if let Self::Call(call) = self { Some(call) } else { None }
     }
 
     /// The TCP socket, where what it carries is what the server says.
@@ -52,7 +62,7 @@ impl ServerStream {
     pub fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
-            Self::Tls(_) => None,
+            Self::Tls(_) | Self::Call(_) => None,
         }
     }
 
@@ -61,7 +71,7 @@ impl ServerStream {
     pub fn into_plain(self) -> Option<TcpStream> {
         match self {
             Self::Plain(stream) => Some(stream),
-            Self::Tls(_) => None,
+            Self::Tls(_) | Self::Call(_) => None,
         }
     }
 
@@ -69,7 +79,7 @@ impl ServerStream {
     #[must_use]
     pub fn protocol(&self) -> Option<&[u8]> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Call(_) => None,
             Self::Tls(stream) => stream.0.get_ref().1.alpn_protocol(),
         }
     }
@@ -87,11 +97,15 @@ impl ServerStream {
                 let mut context = Context::from_waker(Waker::noop());
                 Pin::new(&mut stream.0).poll_read(&mut context, &mut ReadBuf::new(&mut [0; 1])).is_pending()
             }
+            // Its connection is shared, and nobody keeps a request.
+            Self::Call(_) => false,
         };
         silent
             && (!certain
-                || recv(self.socket().as_raw_fd(), &mut [0; 1], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
-                    == Err(Errno::EAGAIN))
+                || self.socket().is_some_and(|socket| {
+                    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+                    recv(socket.as_raw_fd(), &mut [0; 1], flags) == Err(Errno::EAGAIN)
+                }))
     }
 }
 
@@ -107,6 +121,7 @@ impl AsyncRead for ServerStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Tls(stream) => Pin::new(&mut stream.0).poll_read(cx, buf),
+            Self::Call(call) => Pin::new(call).poll_read(cx, buf),
         }
     }
 }
@@ -116,6 +131,7 @@ impl AsyncWrite for ServerStream {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Self::Tls(stream) => Pin::new(&mut stream.0).poll_write(cx, buf),
+            Self::Call(call) => Pin::new(call).poll_write(cx, buf),
         }
     }
 
@@ -123,15 +139,37 @@ impl AsyncWrite for ServerStream {
         match self.get_mut() {
             Self::Plain(_) => Poll::Ready(Ok(())),
             Self::Tls(stream) => Pin::new(&mut stream.0).poll_flush(cx),
+            Self::Call(call) => Pin::new(call).poll_flush(cx),
         }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(&mut stream.0).poll_write_vectored(cx, bufs),
+            Self::Call(call) => Pin::new(call).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        !matches!(self, Self::Call(_))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(&mut stream.0).poll_shutdown(cx),
+            Self::Call(call) => Pin::new(call).poll_shutdown(cx),
         }
     }
 }
 
-impl Io for ServerStream {}
+impl Io for ServerStream {
+    fn take_trailers(&mut self) -> Vec<u8> {
+        self.as_call().map(Io::take_trailers).unwrap_or_default()
+    }
+}

@@ -5,6 +5,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod h2;
 pub mod haproxy;
 pub mod kernel;
 pub mod load;

@@ -1,0 +1,200 @@
+//! HTTP/2 to servers: shared connections, streaming both ways, and what a server has not touched asked again.
+#![allow(clippy::unwrap_used, reason = "a failing test panics")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Request, Response};
+use support::Site;
+use support::client::Client;
+use support::h2::{self as http2, H2Client, H2Origin};
+use support::origin::download;
+
+fn site(origin: &H2Origin, rest: &str) -> Site {
+    Site::new(&format!(
+        "[global]\nthreads = 1\n[frontend.web]\nbind = \"{{port}}\"\nproto = \"auto\"\nbackend = \"pool\"\n\
+         [backend.pool]\nprotocol = \"h2c\"\nservers = [\"{}\"]\n{rest}\n",
+        origin.address
+    ))
+}
+
+/// Answers like a unary gRPC service: the body back, the status behind it.
+async fn echo(request: Request<RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let (parts, mut body) = request.into_parts();
+    let Ok(whole) = http2::read(&mut body).await else { return };
+    let response = Response::builder().header("x-path", parts.uri.path()).body(()).unwrap();
+    let mut stream = respond.send_response(response, false).unwrap();
+    if http2::write(&mut stream, &whole, false).await.is_ok() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        // The client may be gone.
+        let _ = stream.send_trailers(trailers);
+    }
+}
+
+#[test]
+fn requests_of_both_protocols_share_a_connection() {
+    http2::run(async {
+        let origin = H2Origin::new(echo).await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        let big = download(500_000);
+        let asked = (0..20).map(|number| {
+            let (client, big) = (client.clone(), big.clone());
+            tokio::spawn(async move {
+                let answer = client.ask(client.request("POST", &format!("/{number}")), &big).await.unwrap();
+                assert!(answer.body == big, "{} bytes", answer.body.len());
+                assert_eq!(answer.field("x-path"), Some(format!("/{number}").as_str()));
+                assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+            })
+        });
+        for one in asked.collect::<Vec<_>>() {
+            one.await.unwrap();
+        }
+        let address = site.address();
+        let old = tokio::task::spawn_blocking(move || {
+            let mut old = Client::connect(address);
+            old.send("POST /old HTTP/1.1\r\nHost: test\r\nTE: trailers\r\nContent-Length: 2\r\n\r\nhi");
+            old.response().unwrap()
+        });
+        let old = old.await.unwrap();
+        assert_eq!((old.text().as_str(), old.trailers), ("hi", vec![("grpc-status".into(), "0".into())]));
+        assert_eq!(origin.accepted(), 1, "one connection for all");
+    });
+}
+
+#[test]
+fn a_conversation_goes_both_ways_at_once() {
+    http2::run(async {
+        // Each message is answered before the next one is sent.
+        let origin = H2Origin::new(|request, mut respond| async move {
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            let mut body: RecvStream = request.into_body();
+            while let Some(Ok(data)) = body.data().await {
+                body.flow_control().release_capacity(data.len()).unwrap();
+                stream.send_data(data, false).unwrap();
+            }
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().unwrap());
+            stream.send_trailers(trailers).unwrap();
+        })
+        .await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        let (response, mut stream) = client.send.clone().send_request(client.request("POST", "/chat"), false).unwrap();
+        let mut answers = response.await.unwrap().into_body();
+        for number in 0..100 {
+            let message = Bytes::from(format!("message {number}"));
+            stream.send_data(message.clone(), false).unwrap();
+            assert_eq!(answers.data().await.unwrap().unwrap(), message);
+            answers.flow_control().release_capacity(message.len()).unwrap();
+        }
+        stream.send_data(Bytes::new(), true).unwrap();
+        assert_eq!(http2::read(&mut answers).await.unwrap(), b"");
+        assert_eq!(answers.trailers().await.unwrap().unwrap()["grpc-status"], "0");
+    });
+}
+
+#[test]
+fn a_server_gets_no_more_requests_at_a_time_than_it_takes() {
+    http2::run(async {
+        // Ten have to be there at the same time before any of them is answered: three on each connection.
+        let (together, asked) = (Arc::new(tokio::sync::Barrier::new(10)), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&asked);
+        let origin = H2Origin::limited(3, move |request, respond| {
+            let together = Arc::clone(&together);
+            count.fetch_add(1, Ordering::SeqCst);
+            async move {
+                if request.uri().path() == "/together" {
+                    together.wait().await;
+                }
+                echo(request, respond).await;
+            }
+        })
+        .await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        // The limit is known from the first answer on.
+        assert_eq!(client.ask(client.request("POST", "/"), b"hi").await.unwrap().text(), "hi");
+        let asking: Vec<_> = (0..10)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(
+                    async move { client.ask(client.request("POST", "/together"), b"hi").await.unwrap().text() },
+                )
+            })
+            .collect();
+        for one in asking {
+            assert_eq!(one.await.unwrap(), "hi");
+        }
+        assert!(origin.accepted() >= 4, "{} connections", origin.accepted());
+        assert_eq!(asked.load(Ordering::SeqCst), 11, "none was refused and asked again");
+    });
+}
+
+#[test]
+fn what_a_server_has_not_touched_is_asked_again_whatever_it_is() {
+    http2::run(async {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let origin = H2Origin::new(move |request, mut respond| {
+            let first = count.fetch_add(1, Ordering::SeqCst) == 0;
+            async move { if first { respond.send_reset(Reason::REFUSED_STREAM) } else { echo(request, respond).await } }
+        })
+        .await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        let answer = client.ask(client.request("POST", "/once"), b"").await.unwrap();
+        assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (200, 2));
+    });
+}
+
+#[test]
+fn what_a_server_may_have_touched_is_not_asked_again() {
+    http2::run(async {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let origin = H2Origin::new(move |_request, mut respond| {
+            count.fetch_add(1, Ordering::SeqCst);
+            async move { respond.send_reset(Reason::INTERNAL_ERROR) }
+        })
+        .await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        let answer = client.ask(client.request("POST", "/once"), b"").await.unwrap();
+        assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (502, 1));
+    });
+}
+
+#[test]
+fn a_request_taken_back_by_its_client_is_taken_back_from_the_server() {
+    http2::run(async {
+        let (told, mut tell) = tokio::sync::mpsc::unbounded_channel();
+        let origin = H2Origin::new(move |_request, mut respond| {
+            let told = told.clone();
+            async move {
+                told.send(None).unwrap();
+                let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+                told.send(Some(reason)).unwrap();
+            }
+        })
+        .await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        let (response, mut stream) = client.send.clone().send_request(client.request("POST", "/"), false).unwrap();
+        assert_eq!(tell.recv().await.unwrap(), None);
+        stream.send_reset(Reason::CANCEL);
+        drop(response);
+        assert_eq!(tell.recv().await.unwrap(), Some(Reason::CANCEL));
+    });
+}
