@@ -114,19 +114,21 @@ pub async fn serve(client: Client) {
     })
     .await;
     drop(handshake);
+    let hostile = Rc::<Cell<bool>>::default();
     if let Some(library) = shaken {
-        converse(
-            &mut host,
-            ClientConnection { library, stage: Stage::Idle, streams: Rc::default(), wire: wire.clone() },
-        )
-        .await;
+        let (wire, hostile) = (wire.clone(), Rc::clone(&hostile));
+        let connection = ClientConnection { library, stage: Stage::Idle, streams: Rc::default(), wire, hostile };
+        converse(&mut host, connection).await;
     }
     let Some(stream) = wire.into_stream() else { return };
     let mut client = host.into_client(stream);
     if client.requests == 0 {
         request::end_without_request(&client);
     }
-    client.close(true).await;
+    // What it has been told is on its way; whoever goes on sending may lose it.
+    if !hostile.get() {
+        client.close(true).await;
+    }
 }
 
 /// Takes requests until there will be no more, and waits for the last of them.
@@ -168,6 +170,8 @@ struct ClientConnection {
     stage: Stage,
     streams: Rc<Streams>,
     wire: Wire,
+    /// The client has broken the rules: it is not listened to any longer.
+    hostile: Rc<Cell<bool>>,
 }
 
 type Arrived = (Request<RecvStream>, SendResponse<Bytes>);
@@ -195,6 +199,7 @@ impl ClientConnection {
             let arrived = self.library.poll_accept(cx);
             if self.wire.take_flooded() {
                 host.here.1.slot.add(Counter::RequestErrors, 1);
+                self.hostile.set(true);
                 self.library.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 self.stage = Stage::Leaving;
                 host.timer.set(GOODBYE);
@@ -202,7 +207,11 @@ impl ClientConnection {
             }
             return match ready!(arrived) {
                 Some(Ok(arrived)) => Poll::Ready(Some(arrived)),
-                Some(Err(_)) | None => Poll::Ready(None),
+                Some(Err(error)) => {
+                    self.hostile.set(!error.is_remote());
+                    Poll::Ready(None)
+                }
+                None => Poll::Ready(None),
             };
         }
     }
