@@ -53,12 +53,12 @@ give_up() {
     die "$KIND: $*"
 }
 
-# Waits for a command to succeed, a minute at most.
+# Waits for a command to succeed, a minute at most or PATIENCE seconds.
 eventually() {
     local what=$1 began=$SECONDS
     shift
     until "$@" >/dev/null 2>&1; do
-        ((SECONDS - began < 60)) || give_up "not within 60 s: $what"
+        ((SECONDS - began < ${PATIENCE:-60})) || give_up "not within ${PATIENCE:-60} s: $what"
         sleep 0.1
     done
 }
@@ -146,7 +146,7 @@ power_on() {
 reboot_it() {
     local code=0
     within reboot || :
-    eventually 'an end of the system' sh -c "! kill -0 $NSPAWN"
+    PATIENCE=180 eventually 'an end of the system' sh -c "! kill -0 $NSPAWN"
     wait "$NSPAWN" || code=$?
     NSPAWN='' LEADER=''
     ((code == 133)) || give_up "the system ended with code $code instead of rebooting"
