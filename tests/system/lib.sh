@@ -6,7 +6,7 @@ readonly COMMON=rsyslog,logrotate,iproute2,curl,apache2-utils,wrk,adduser,procps
 readonly URL=https://127.0.0.1:443/
 readonly USERS=20
 
-KIND='' SUITE='' INIT='' PACKAGES='' ROOT='' TARBALL='' NSPAWN='' LEADER='' LOAD='' WRONG=0
+KIND='' SUITE='' INIT='' PACKAGES='' ROOT='' TARBALL='' NSPAWN='' LEADER='' ORIGINS='' LOAD='' WRONG=0
 
 die() {
     echo "tests/system/run: $*" >&2
@@ -116,6 +116,7 @@ PERL
 
 start_origins() {
     within setsid perl /usr/local/bin/origins >"$WORK/origins.log" 2>&1 &
+    ORIGINS=$!
     eventually 'servers' within curl -fsS http://127.0.0.1:9000/
 }
 
@@ -145,6 +146,10 @@ power_on() {
 # Systemd-nspawn leaves it to whoever started it to start it again, and says so by its exit code.
 reboot_it() {
     local code=0
+    # A system that goes down stops its processes before it ends them; nsenter stops with them, and would never take
+    # note of their end.
+    within pkill -x perl || :
+    wait "$ORIGINS" || :
     within reboot || :
     PATIENCE=180 eventually 'an end of the system' sh -c "! kill -0 $NSPAWN"
     wait "$NSPAWN" || code=$?
