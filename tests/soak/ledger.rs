@@ -100,6 +100,8 @@ fn parsed(line: &str) -> Line {
     let request = words[11].strip_prefix("0/0 \"").and_then(|rest| rest.strip_suffix('"'));
     let request = request.unwrap_or_else(|| panic!("torn: {line}"));
     let target = request.split(' ').nth(1).unwrap_or_default();
+    // HTTP/2 has absolute ones.
+    let target = target.split_once("://").map_or(target, |(_, rest)| &rest[rest.find('/').unwrap_or(0)..]);
     let path = target.split('?').next().unwrap_or_default().to_owned();
     Line { frontend, status: words[5].to_owned(), state: words[9].to_owned(), path }
 }

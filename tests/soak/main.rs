@@ -9,6 +9,7 @@ mod support;
 
 mod ledger;
 mod servers;
+mod streams;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -38,12 +39,12 @@ struct Soak {
     lines: Lines,
     web: Vec<Mortal>,
     raw: Mortal,
-    _ports: [Port; 3],
+    _ports: [Port; 4],
 }
 
 impl Soak {
     fn start() -> Self {
-        let [tls, raw_port, junk] = [Port::new(), Port::new(), Port::new()];
+        let [tls, raw_port, junk, two] = [Port::new(), Port::new(), Port::new(), Port::new()];
         let (page, lines) = (Port::new(), Lines::new());
         let web: Vec<_> = (0..3).map(|_| Mortal::new(Trade::Web)).collect();
         let raw = Mortal::new(Trade::Echo);
@@ -56,12 +57,14 @@ impl Soak {
              [frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n\
              [frontend.tls]\nbind = \"{}\"\nbackend = \"pool\"\ntls.certificates = [\"a.pem\"]\n\
              [frontend.junk]\nbind = \"{}\"\nbackend = \"pool\"\n\
+             [frontend.two]\nproto = \"h2\"\nbind = \"{}\"\nbackend = \"pool\"\n\
              [frontend.raw]\nmode = \"tcp\"\nlog-empty = true\nbind = \"{}\"\nbackend = \"raw\"\n\
              [backend.pool]\nservers = [\"{}\", \"{}\", \"{}\"]\n[backend.raw]\nmode = \"tcp\"\nservers = \"{}\"\n",
             lines.section(),
             page.address,
             tls.address,
             junk.address,
+            two.address,
             raw_port.address,
             web[0].address,
             web[1].address,
@@ -72,8 +75,9 @@ impl Soak {
         let daemon = site.start();
         let config = Arc::new(TlsClient::new(rustls::ALL_VERSIONS).config);
         let (web_at, tls_at) = (site.address(), tls.address);
-        let places = Places { web: web_at, tls: tls_at, raw: raw_port.address, junk: junk.address, config };
-        Self { site, daemon, places, page, lines, web, raw, _ports: [tls, raw_port, junk] }
+        let places =
+            Places { web: web_at, tls: tls_at, raw: raw_port.address, junk: junk.address, two: two.address, config };
+        Self { site, daemon, places, page, lines, web, raw, _ports: [tls, raw_port, junk, two] }
     }
 
     fn reload(&self) {
@@ -117,6 +121,15 @@ impl Soak {
     }
 }
 
+impl Drop for Soak {
+    /// Whatever went wrong, the daemon may know of it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.daemon.said.try_iter().for_each(|line| println!("daemon: {line}"));
+        }
+    }
+}
+
 /// Lets `each` happen again and again for so long.
 fn during(time: Duration, every: Duration, mut each: impl FnMut(usize)) {
     let (_keep, never) = mpsc::channel::<()>();
@@ -145,7 +158,7 @@ fn die_and_live(servers: &mut [Mortal], turn: usize) {
 fn must_agree(phase: &str, shared: &Shared, lines: &[Line]) {
     let done = shared.done.take();
     let mut told: BTreeMap<&str, &Line> = BTreeMap::new();
-    for line in lines.iter().filter(|line| line.is_of(&["web", "tls"])) {
+    for line in lines.iter().filter(|line| line.is_of(&["web", "tls", "two"])) {
         assert!(told.insert(&line.path, line).is_none(), "two lines: {line:?}");
     }
     let missing: Vec<_> = done.keys().filter(|name| !told.contains_key(name.as_str())).collect();
@@ -171,19 +184,23 @@ fn must_agree(phase: &str, shared: &Shared, lines: &[Line]) {
 
 /// Traffic without mercy from `trouble`, then its account.
 fn phase(soak: &mut Soak, name: &str, time: Duration, mut trouble: impl FnMut(&mut Soak, usize)) {
-    let counters = ["web", "tls", "junk"].map(|frontend| soak.counted(frontend, "req_tot"));
+    let counters = ["web", "tls", "two", "junk"].map(|frontend| soak.counted(frontend, "req_tot"));
     let sessions = soak.counted("raw", "stot");
     let traffic = Traffic::start(&soak.places, name, false);
     during(time, Duration::from_millis(500), |turn| trouble(soak, turn));
     let shared = traffic.stop();
     soak.settle();
-    let counted = ["web", "tls", "junk"].map(|frontend| soak.counted(frontend, "req_tot"));
+    let counted = ["web", "tls", "two", "junk"].map(|frontend| soak.counted(frontend, "req_tot"));
     let requests: Vec<_> = counted.iter().zip(counters).map(|(now, before)| now - before).collect();
     let streams = usize::try_from(soak.counted("raw", "stot") - sessions).unwrap();
     let all = usize::try_from(requests.iter().sum::<u64>()).unwrap() + streams;
-    let lines = soak.lines.take(&["web", "tls", "junk", "raw"], all);
+    let lines = soak.lines.take(&["web", "tls", "two", "junk", "raw"], all);
     let of = |frontend| lines.iter().filter(|line| line.is_of(&[frontend])).count();
-    assert_eq!([of("web"), of("tls"), of("junk")].map(|count| count as u64), requests[..], "lines and counters");
+    assert_eq!(
+        [of("web"), of("tls"), of("two"), of("junk")].map(|count| count as u64),
+        requests[..],
+        "lines and counters"
+    );
     assert_eq!((of("raw"), shared.streams.load(Ordering::SeqCst)), (streams, streams), "lines, clients, counters");
     println!("{name}: {} lines of garbage from {} connections", of("junk"), shared.junk.load(Ordering::SeqCst));
     must_agree(name, &shared, &lines);

@@ -23,6 +23,8 @@ pub struct Places {
     pub tls: SocketAddr,
     pub raw: SocketAddr,
     pub junk: SocketAddr,
+    /// HTTP/2 by prior knowledge.
+    pub two: SocketAddr,
     pub config: Arc<ClientConfig>,
 }
 
@@ -58,6 +60,7 @@ const CLIENTS: &[(&str, Run)] = &[
     ("down", downloads),
     ("tunnel", tunnels),
     ("raw", streams),
+    ("two", crate::streams::run),
     ("junk", garbage),
     ("junk2", garbage),
 ];
@@ -84,12 +87,12 @@ impl Traffic {
 }
 
 impl Shared {
-    fn over(&self) -> bool {
+    pub fn over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
     /// A request without an answer: only where workers are killed.
-    fn broke(&self, what: &str) {
+    pub fn broke(&self, what: &str) {
         assert!(self.ruthless, "{what} broke off without an answer");
     }
 }
