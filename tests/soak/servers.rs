@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use socket2::{Domain, Socket, Type};
 
+use crate::support::Port;
 use crate::support::client::{read_head, read_message};
 use crate::support::origin::{download, ok};
 
@@ -24,6 +25,8 @@ pub enum Trade {
 /// A server that can die.
 pub struct Mortal {
     pub address: SocketAddr,
+    /// Nobody else gets it while the server is dead.
+    _port: Port,
     trade: Trade,
     alive: Arc<AtomicBool>,
     open: Arc<Mutex<Vec<TcpStream>>>,
@@ -31,8 +34,9 @@ pub struct Mortal {
 
 impl Mortal {
     pub fn new(trade: Trade) -> Self {
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut mortal = Self { address, trade, alive: Arc::default(), open: Arc::default() };
+        let port = Port::new();
+        let mut mortal =
+            Self { address: port.address, _port: port, trade, alive: Arc::default(), open: Arc::default() };
         mortal.live();
         mortal
     }
@@ -44,7 +48,6 @@ impl Mortal {
         socket.bind(&self.address.into()).unwrap();
         socket.listen(1024).unwrap();
         let listener: TcpListener = socket.into();
-        self.address = listener.local_addr().unwrap();
         self.alive = Arc::new(AtomicBool::new(true));
         let (trade, alive, open) = (self.trade, Arc::clone(&self.alive), Arc::clone(&self.open));
         std::thread::spawn(move || {
