@@ -173,6 +173,33 @@ fn promise_13_and_36_a_hundred_reloads_and_every_request_is_counted_and_logged_o
     accounts_agree(100);
 }
 
+#[test]
+fn promise_18_a_full_pool_of_server_connections_moves_and_nobody_storms_the_servers() {
+    const POOL: usize = 40;
+    let (origin, gate) = Origin::gated();
+    let site = Site::proxying(&[origin.address], "[global]\nthreads = 1\n");
+    let _daemon = site.start();
+    let mut clients: Vec<_> = (0..POOL).map(|_| Client::connect(site.address())).collect();
+    // All at a time, so that each needs a connection of its own.
+    let mut all_ask = || {
+        clients.iter_mut().for_each(|client| client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n"));
+        (0..POOL).for_each(|_| gate.arrived());
+        (0..POOL).for_each(|_| gate.release());
+        assert!(clients.iter_mut().all(|client| client.response().is_some_and(|answer| answer.complete)));
+    };
+    all_ask();
+    assert_eq!(origin.accepted(), POOL);
+    for mode in ["handover", "rebind"] {
+        let before = origin.accepted();
+        assert_eq!(code(&site.proxy(&["reload", "--mode", mode])), 0);
+        site.await_status("the old worker ends", |status| status["generations"].as_array().unwrap().len() == 1);
+        all_ask();
+        let new = origin.accepted() - before;
+        println!("{mode}: {new} new connections to the server, {POOL} were kept");
+        assert!(new * 20 <= POOL, "{new} of {POOL} are new after a {mode}");
+    }
+}
+
 /// How many of these connections, one after the other, resume a session.
 fn resumed(client: &TlsClient, address: SocketAddr, connections: usize) -> usize {
     let kinds = (0..connections).map(|_| client.get(address, "localhost").kind);
