@@ -419,7 +419,7 @@ _proxy() {
             return 0
             ;;
         proxy__subcmd__measure)
-            opts="-n -c -h --requests --users --every --do --keep-alive --idle --url --reload-command --json --help"
+            opts="-n -c -h --requests --users --every --do --keep-alive --resume --idle --url --reload-command --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

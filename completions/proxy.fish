@@ -113,6 +113,7 @@ complete -c proxy -n "__fish_proxy_using_subcommand measure" -l idle -d 'Connect
 complete -c proxy -n "__fish_proxy_using_subcommand measure" -l url -d 'Aim at a daemon that runs already (http or https)' -r
 complete -c proxy -n "__fish_proxy_using_subcommand measure" -l reload-command -d 'How that daemon is reloaded: a command for sh' -r
 complete -c proxy -n "__fish_proxy_using_subcommand measure" -l keep-alive -d 'Keep connections: half the users GET, half POST, none ever retries'
+complete -c proxy -n "__fish_proxy_using_subcommand measure" -l resume -d 'Clients resume their TLS sessions, each its own'
 complete -c proxy -n "__fish_proxy_using_subcommand measure" -l json -d 'JSON for machines'
 complete -c proxy -n "__fish_proxy_using_subcommand measure" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c proxy -n "__fish_proxy_using_subcommand version" -l verbose -d 'Also what it is made of'

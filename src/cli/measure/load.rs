@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use tokio::task::LocalSet;
 
+use super::subject::SubjectError;
 use super::user::{Loss, Target, User};
 
 /// One run.
@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub(super) keep_alive: bool,
     /// Connections that are opened before and make one more request after.
     pub(super) idle: usize,
+    /// Users resume their TLS sessions, each its own.
+    pub(super) resume: bool,
 }
 
 /// What became of a run.
@@ -32,6 +34,10 @@ pub(super) struct Outcome {
     pub(super) lost: BTreeMap<Loss, u64>,
     /// The whole run.
     pub(super) took: Duration,
+    /// Full TLS handshakes, but for each user's first.
+    pub(super) full: u64,
+    /// Resumed ones.
+    pub(super) resumed: u64,
 }
 
 impl Outcome {
@@ -69,7 +75,7 @@ pub(super) fn run<T>(
     progress: &Arc<ProgressBar>,
     disturb: impl FnOnce() -> T,
     calm: impl FnOnce(T),
-) -> io::Result<Outcome> {
+) -> Result<Outcome, SubjectError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut idle: Vec<_> = (0..plan.idle).map(|_| User::new(plan.target.clone(), true, false)).collect();
     let mut lost_before = 0;
@@ -81,7 +87,8 @@ pub(super) fn run<T>(
     let began = Instant::now();
     let users = LocalSet::new();
     for number in 0..plan.users {
-        let user = User::new(plan.target.clone(), plan.keep_alive, plan.keep_alive && number % 2 == 1);
+        let target = if plan.resume { plan.target.resuming()? } else { plan.target.clone() };
+        let user = User::new(target, plan.keep_alive, plan.keep_alive && number % 2 == 1);
         users.spawn_local(live(user, Rc::clone(&shared), Arc::clone(progress)));
     }
     runtime.block_on(users);
@@ -101,6 +108,9 @@ async fn live(mut user: User, shared: Rc<Shared>, progress: Arc<ProgressBar>) {
     loop {
         let left = shared.left.get();
         if left == 0 {
+            let mut outcome = shared.outcome.borrow_mut();
+            outcome.full += user.handshakes().full;
+            outcome.resumed += user.handshakes().resumed;
             return;
         }
         shared.left.set(left - 1);

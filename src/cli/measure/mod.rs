@@ -43,6 +43,9 @@ pub(super) struct MeasureArgs {
     /// Keep connections: half the users GET, half POST, none ever retries
     #[arg(long)]
     keep_alive: bool,
+    /// Clients resume their TLS sessions, each its own
+    #[arg(long)]
+    resume: bool,
     /// Connections that stay idle meanwhile, and must answer once more at the end
     #[arg(long, default_value_t = 0)]
     idle: usize,
@@ -100,7 +103,7 @@ fn one(args: &MeasureArgs, subject: &Subject, action: Action, users: usize) -> R
     subject.ensure_running()?;
     let progress = progress(args, action, users);
     let (target, requests, keep_alive) = (subject.target.clone(), args.requests, args.keep_alive);
-    let plan = Plan { target, requests, users, keep_alive, idle: args.idle };
+    let plan = Plan { target, requests, users, keep_alive, idle: args.idle, resume: args.resume };
     let pause = Duration::try_from_secs_f64(args.every).unwrap_or_default();
     let bar = Arc::new(progress);
     let mut disturbances = Disturbances::default();

@@ -64,6 +64,11 @@ pub(super) fn text(rows: &[Row]) -> String {
             each,
         );
     }
+    for row in rows.iter().filter(|row| row.result.resumed > 0) {
+        let (full, resumed) = (row.result.full, row.result.resumed);
+        let _ =
+            writeln!(out, "{}, {} users: {resumed} sessions resumed, {full} full handshakes", row.action, row.users);
+    }
     for row in rows.iter().filter(|row| row.result.failed() > 0 || row.disturbances.failed > 0) {
         let kinds: Vec<_> = row.result.lost.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
         let _ = write!(
@@ -87,7 +92,11 @@ pub(super) fn json(rows: &[Row]) -> Value {
     let one = |row: &Row| {
         let lost: serde_json::Map<_, _> =
             row.result.lost.iter().map(|(kind, count)| (kind.to_string(), Value::from(*count))).collect();
+        let seconds = row.result.took.as_secs_f64().max(f64::MIN_POSITIVE);
         json!({
+            "seconds": (seconds * 1000.0).round() / 1000.0,
+            "full_handshakes": row.result.full,
+            "resumed_handshakes": row.result.resumed,
             "action": row.action.to_string(),
             "users": row.users,
             "requests": row.requests(),
@@ -114,7 +123,8 @@ mod tests {
 
     fn row() -> Row {
         let answered = vec![Duration::from_millis(2); 9];
-        let result = Outcome { answered, lost: [(Loss::NoAnswer, 1)].into(), took: Duration::from_secs(1) };
+        let lost = [(Loss::NoAnswer, 1)].into();
+        let result = Outcome { answered, lost, took: Duration::from_secs(1), full: 2, resumed: 7 };
         let disturbances = Disturbances { took: vec![Duration::from_millis(20)], failed: 0, complaint: None };
         Row { action: Action::Restart, users: 3, result, disturbances }
     }
@@ -125,6 +135,7 @@ mod tests {
         let columns: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(columns, ["restart", "3", "10", "1", "9", "2.0", "2.0", "2.0", "2.0", "1", "20.0", "(20.0)"]);
         assert!(text.contains("restart, 3 users: lost 1 no answer"), "{text}");
+        assert!(text.contains("restart, 3 users: 7 sessions resumed, 2 full handshakes"), "{text}");
     }
 
     #[test]
@@ -132,5 +143,6 @@ mod tests {
         let json = json(&[row()]);
         assert_eq!(json[0]["failed_by_kind"]["no answer"], 1);
         assert_eq!(json[0]["p99_ms"], 2.0);
+        assert_eq!((&json[0]["full_handshakes"], &json[0]["resumed_handshakes"]), (&2.into(), &7.into()));
     }
 }

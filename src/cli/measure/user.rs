@@ -1,6 +1,7 @@
 //! One user: a request on a connection of its own, or on one that is kept. Never a second try.
 //! Used by `load`. Says of a lost request at which step it was lost.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -12,7 +13,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, HandshakeKind, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -79,23 +80,33 @@ impl Target {
         let bare = host.trim_matches(['[', ']']).to_owned();
         let tls = if secure {
             let name = ServerName::try_from(bare).map_err(|_invalid| SubjectError::Url(host.to_owned()))?;
-            Some((TlsConnector::from(Arc::new(client_config()?)), name))
+            Some((TlsConnector::from(Arc::new(client_config(Resumption::disabled())?)), name))
         } else {
             None
         };
         Ok(Self { address, host: format!("{host}:{}", address.port()), path: path.to_owned(), tls })
     }
+
+    /// The same for a user of its own, who resumes its TLS sessions.
+    pub(super) fn resuming(&self) -> Result<Self, SubjectError> {
+        let mut target = self.clone();
+        if let Some((connector, _)) = &mut target.tls {
+            *connector = TlsConnector::from(Arc::new(client_config(Resumption::default())?));
+        }
+        Ok(target)
+    }
 }
 
-/// TLS 1.2 with a full handshake for every connection, whoever the server is: the article's `ab -f TLS1.2`.
-fn client_config() -> Result<ClientConfig, rustls::Error> {
+/// TLS 1.2, whoever the server is; without resumption a full handshake for every connection, which is the article's
+/// `ab -f TLS1.2`.
+fn client_config(resumption: Resumption) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(default_provider());
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS12])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
         .with_no_client_auth();
-    config.resumption = Resumption::disabled();
+    config.resumption = resumption;
     Ok(config)
 }
 
@@ -147,6 +158,23 @@ pub(super) struct User {
     keep_alive: bool,
     request: Vec<u8>,
     connection: Option<Box<dyn Stream>>,
+    handshakes: Cell<Handshakes>,
+}
+
+/// TLS handshakes of a user after its first one, which cannot but be full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Handshakes {
+    began: bool,
+    pub(super) full: u64,
+    pub(super) resumed: u64,
+}
+
+impl Handshakes {
+    fn count(&mut self, kind: Option<HandshakeKind>) {
+        if std::mem::replace(&mut self.began, true) {
+            *(if kind == Some(HandshakeKind::Resumed) { &mut self.resumed } else { &mut self.full }) += 1;
+        }
+    }
 }
 
 impl User {
@@ -159,7 +187,13 @@ impl User {
         } else {
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{close}\r\n")
         };
-        Self { target, keep_alive, request: request.into_bytes(), connection: None }
+        let request = request.into_bytes();
+        Self { target, keep_alive, request, connection: None, handshakes: Cell::default() }
+    }
+
+    /// What became of its TLS handshakes.
+    pub(super) fn handshakes(&self) -> Handshakes {
+        self.handshakes.get()
     }
 
     /// Makes one request and reads its whole answer.
@@ -191,6 +225,9 @@ impl User {
         stream.set_nodelay(true).map_err(|_gone| Loss::Connect)?;
         let Some((connector, name)) = &self.target.tls else { return Ok(Box::new(stream)) };
         let secured = connector.connect(name.clone(), stream).await.map_err(|_broken| Loss::Handshake)?;
+        let mut handshakes = self.handshakes.get();
+        handshakes.count(secured.get_ref().1.handshake_kind());
+        self.handshakes.set(handshakes);
         Ok(Box::new(secured))
     }
 }
