@@ -309,6 +309,32 @@ fn promise_36_a_syslog_that_stops_never_holds_traffic_up_and_drops_are_counted()
     assert!(longest < Duration::from_secs(1), "{longest:?}");
 }
 
+/// A worker's views of reloads that happened before it began.
+fn statistics_tell_the_same(status: &Value, stats: SocketAddr, metrics: SocketAddr) {
+    let reloads = &status["reloads"];
+    let info: Value = serde_json::from_slice(&get(stats, "/stats;info").body).unwrap();
+    for path in ["handover", "rebind"] {
+        assert_eq!(info["reload_total"][path], reloads[path], "{path}");
+    }
+    assert_eq!(
+        (&info["config_sha256"], &info["reload_last_success"]),
+        (&status["config_sha256"], &reloads["last_applied"])
+    );
+    let scraped = get(metrics, "/metrics").text();
+    for line in [
+        String::from("proxy_reload_total{result=\"applied\",path=\"handover\"} 2"),
+        String::from("proxy_reload_total{result=\"rolled_back\",path=\"handover\"} 1"),
+        String::from("proxy_reload_total{result=\"rejected\",path=\"rebind\"} 1"),
+        String::from("proxy_reload_duration_seconds_count 5"),
+        String::from("proxy_generation_connections{generation=\"1\",state=\"draining\"} 1"),
+        format!("proxy_config_info{{sha256=\"{}\"}} 1", status["config_sha256"].as_str().unwrap()),
+        format!("proxy_reload_last_success_timestamp_seconds {}", reloads["last_applied"]),
+    ] {
+        assert!(scraped.lines().any(|scraped| scraped == line), "{line} is not in {scraped}");
+    }
+    assert!(get(stats, "/stats").text().contains("<b>3</b> applied, <b>1</b> rejected, <b>1</b> rolled back"));
+}
+
 #[test]
 fn promise_39_the_status_tells_the_history_of_reloads_and_who_still_drains() {
     let (origin, gate) = Origin::gated();
@@ -357,28 +383,7 @@ fn promise_39_the_status_tells_the_history_of_reloads_and_who_still_drains() {
     let draining = workers.iter().find(|worker| worker["pid"] == first).unwrap();
     let expected = (&Value::from(1), &Value::from("draining"), &Value::from(1));
     assert_eq!((&draining["generation"], &draining["state"], &draining["connections"]), expected);
-    // The worker's statistics tell the same, though it began after most of it.
-    let info: Value = serde_json::from_slice(&get(stats.address, "/stats;info").body).unwrap();
-    for path in ["handover", "rebind"] {
-        assert_eq!(info["reload_total"][path], reloads[path], "{path}");
-    }
-    assert_eq!(
-        (&info["config_sha256"], &info["reload_last_success"]),
-        (&status["config_sha256"], &reloads["last_applied"])
-    );
-    let scraped = get(metrics.address, "/metrics").text();
-    for line in [
-        String::from("proxy_reload_total{result=\"applied\",path=\"handover\"} 2"),
-        String::from("proxy_reload_total{result=\"rolled_back\",path=\"handover\"} 1"),
-        String::from("proxy_reload_total{result=\"rejected\",path=\"rebind\"} 1"),
-        String::from("proxy_reload_duration_seconds_count 5"),
-        String::from("proxy_generation_connections{generation=\"1\",state=\"draining\"} 1"),
-        format!("proxy_config_info{{sha256=\"{}\"}} 1", digest(&status)),
-        format!("proxy_reload_last_success_timestamp_seconds {}", reloads["last_applied"]),
-    ] {
-        assert!(scraped.lines().any(|scraped| scraped == line), "{line} is not in {scraped}");
-    }
-    assert!(get(stats.address, "/stats").text().contains("<b>3</b> applied, <b>1</b> rejected, <b>1</b> rolled back"));
+    statistics_tell_the_same(&status, stats.address, metrics.address);
     gate.release();
     assert!(slow.response().unwrap().complete);
 }

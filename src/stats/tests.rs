@@ -13,6 +13,16 @@ use crate::handoff::messages::Slots;
 
 const HEADER: &str = "# pxname,svname,qcur,qmax,scur,smax,slim,stot,bin,bout,dreq,dresp,ereq,econ,eresp,wretr,wredis,status,weight,act,bck,chkfail,chkdown,lastchg,downtime,qlimit,pid,iid,sid,throttle,lbtot,tracked,type,rate,rate_lim,rate_max,check_status,check_code,check_duration,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,hrsp_other,hanafail,req_rate,req_rate_max,req_tot,cli_abrt,srv_abrt,comp_in,comp_out,comp_byp,comp_rsp,lastsess,last_chk,last_agt,qtime,ctime,rtime,ttime,agent_status,agent_code,agent_duration,check_desc,agent_desc,check_rise,check_fall,check_health,agent_rise,agent_fall,agent_health,addr,cookie,mode,algo,conn_rate,conn_rate_max,conn_tot,intercepted,dcon,dses,wrew,connect,reuse,cache_lookups,cache_hits,srv_icur,src_ilim,qtime_max,ctime_max,rtime_max,ttime_max,eint,idle_conn_cur,safe_conn_cur,used_conn_cur,need_conn_est,uweight,agg_server_status,agg_server_check_status,agg_check_status,-,";
 
+fn stats(users: Vec<User>) -> config::Stats {
+    config::Stats {
+        binds: Vec::new(),
+        uri: "/admin?stats".into(),
+        users,
+        realm: "Haproxy \"Statistics\"\r\nX: y".into(),
+        refresh: Some(Duration::from_secs(20)),
+    }
+}
+
 fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
     let (mode, second) = (config::ConnectionMode::KeepAlive, Duration::from_secs(1));
     Bundle {
@@ -24,13 +34,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
         admin: None,
         logs: Vec::new(),
         metrics: None,
-        stats: Some(config::Stats {
-            binds: Vec::new(),
-            uri: "/admin?stats".into(),
-            users,
-            realm: "Haproxy \"Statistics\"\r\nX: y".into(),
-            refresh: Some(Duration::from_secs(20)),
-        }),
+        stats: Some(stats(users)),
         frontends: vec![config::Frontend {
             mode: config::Mode::Http,
             name: frontend.into(),
