@@ -3,11 +3,23 @@
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 
+use serde::{Deserialize, Serialize};
+
 use super::check::check as checks;
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
 use super::server_tls::{TlsFiles, tls_client};
 use super::{Backend, Balance, Mode, Protocol, Server};
+
+/// Versions of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SendProxy {
+    /// A line of text.
+    V1,
+    /// Bytes, with what is known of the client's TLS.
+    V2,
+}
 
 const BALANCES: [Balance; 4] = [Balance::RoundRobin, Balance::LeastConn, Balance::Random, Balance::Source];
 
@@ -39,6 +51,11 @@ pub(super) fn backend(
     }
     let servers = servers(&mut section, its_check.is_some());
     let tls = section.table("tls").map(|tls| tls_client(tls, files, &servers));
+    let send_proxy = section.choice("send-proxy", &[("v1", SendProxy::V1), ("v2", SendProxy::V2)]);
+    if send_proxy.is_some() && protocol != Protocol::H1 {
+        let fix = "write protocol = \"h1\", or leave `send-proxy` out";
+        section.report.error(section.place("send-proxy"), "a connection of HTTP/2 is shared by clients", fix);
+    }
     section.finish();
     Backend {
         name: name.text.clone(),
@@ -47,6 +64,7 @@ pub(super) fn backend(
         balance,
         check: its_check,
         servers,
+        send_proxy,
         tls,
         retries: settings.retries,
         redispatch: settings.redispatch,

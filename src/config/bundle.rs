@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Bind;
 use super::check::Check;
 use super::expression::Template;
 use super::route::Route;
 use super::rule::Rule;
 use super::tls::{Authorities, TlsClient, TlsServer};
+use super::{Bind, SendProxy};
 
 /// Everything one generation of workers needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -436,6 +436,9 @@ pub struct Backend {
     pub check: Option<Check>,
     /// Servers in file order.
     pub servers: Vec<Server>,
+    /// How servers are told whom a connection is for.
+    #[serde(default)]
+    pub send_proxy: Option<SendProxy>,
     /// TLS towards them.
     #[serde(default)]
     pub tls: Option<TlsClient>,

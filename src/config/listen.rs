@@ -9,6 +9,7 @@ use nix::unistd::Gid;
 use serde::{Deserialize, Serialize};
 use toml::de::DeValue;
 
+use super::network::Network;
 use super::process::{checked, gid, octal, uid};
 use super::rights;
 use super::section::{Section, Text, as_section, as_text};
@@ -31,8 +32,20 @@ pub struct Bind {
     pub access: Access,
     /// listen(2) backlog.
     pub backlog: u32,
+    /// Whose connections begin with a header of the PROXY protocol.
+    #[serde(default)]
+    pub accept_proxy: Vec<Source>,
     /// Where the configuration says so, `file:line:column`, for messages about binding.
     pub origin: String,
+}
+
+/// Who passes connections on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Whoever has an address of it.
+    Network(Network),
+    /// Whoever may connect to the Unix socket.
+    Unix,
 }
 
 /// Where a socket is.
@@ -79,6 +92,7 @@ pub(super) fn binds(section: &mut Section<'_>) -> Vec<Bind> {
                     interface: None,
                     access: Access::default(),
                     backlog: BACKLOG,
+                    accept_proxy: Vec::new(),
                     origin,
                 })
             }),
@@ -103,10 +117,35 @@ fn table(mut section: Section<'_>) -> Option<Bind> {
     let v6only = section.boolean("v6only").unwrap_or(false);
     let interface = section.text("interface").and_then(|name| interface(name, &section));
     let access = access(&mut section);
+    let accept_proxy = address.as_ref().map_or_else(Vec::new, |address| sources(address, &mut section));
     let backlog = section.integer("backlog", 1..=1_000_000).unwrap_or(BACKLOG);
     let origin = section.report.place(text.map_or(section.span.start, |text| text.span.start));
     section.finish();
-    Some(Bind { address: address?, v6only, interface, access, backlog, origin })
+    Some(Bind { address: address?, v6only, interface, access, backlog, accept_proxy, origin })
+}
+
+/// `accept-proxy`: networks, or for a Unix socket "unix".
+fn sources(address: &Address, section: &mut Section<'_>) -> Vec<Source> {
+    let mut sources = Vec::new();
+    for text in section.texts("accept-proxy") {
+        let (source, fix) = match (address, text.text.as_str()) {
+            (Address::Unix(_), "unix") => (Some(Source::Unix), String::new()),
+            (Address::Unix(_), _) => (None, String::from("who comes by a Unix socket has no address: write \"unix\"")),
+            (Address::Internet(_), text) => match Network::parse(text) {
+                Ok(network) => (Some(Source::Network(network)), String::new()),
+                Err(fix) => (None, fix),
+            },
+        };
+        match source {
+            Some(source) => sources.push(source),
+            None => section.report.error(text.span, format!("`{}` names no source", text.text), fix),
+        }
+    }
+    if section.value("accept-proxy").is_some_and(|value| value.get_ref().as_array().is_some_and(|all| all.is_empty())) {
+        let fix = "name the networks whose word is taken, or leave it out";
+        section.report.error(section.place("accept-proxy"), "nobody is named", fix);
+    }
+    sources
 }
 
 /// Refuses what an address of this kind cannot have.

@@ -13,6 +13,7 @@ mod frontend;
 mod frontend_tls;
 mod listen;
 mod load;
+mod network;
 mod process;
 mod report;
 mod rights;
@@ -27,12 +28,14 @@ mod units;
 #[cfg(test)]
 mod tests;
 
+pub use backend::SendProxy;
 pub use bundle::*;
 pub use certificates::{Facts, facts};
 pub use check::{Check, CheckMethod, HttpCheck};
 pub use ciphers::openssl_cipher;
 pub use expression::{Converter, Fetch, Piece, Template};
-pub use listen::{Access, Address, Bind};
+pub use listen::{Access, Address, Bind, Source};
+pub use network::Network;
 pub use route::{Destination, Route, When};
 pub use rule::{Action, Redirect, Rule};
 pub use tls::*;

@@ -150,6 +150,9 @@ pub struct MovingClient {
     pub waited: Duration,
     /// How much of its time-out is left.
     pub left: Duration,
+    /// The client's end and ours, where who passed it on has said so.
+    #[serde(default)]
+    pub ends: Option<(Endpoint, Endpoint)>,
 }
 
 /// An idle server connection on its way.

@@ -2,6 +2,7 @@
 //! Asked by `connection`. Never reads from a socket.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -20,6 +21,23 @@ pub(super) fn local(socket: &TcpStream, binds: &[Bind]) -> Option<Endpoint> {
     let here = |bind: &Bind| matches!(&bind.address, Address::Unix(path) if *path == place);
     let number = binds.iter().position(here).map_or(0, |place| place + 1);
     Some(Endpoint::Unix(u16::try_from(number).unwrap_or(u16::MAX)))
+}
+
+/// Which of a frontend's binds a listening socket belongs to.
+#[must_use]
+pub fn bind_of(listener: &impl AsFd, binds: &[Bind]) -> Option<usize> {
+    let socket = SockRef::from(listener);
+    let name = socket.local_addr().ok()?;
+    if let Some(address) = name.as_socket() {
+        let device = socket.device().ok().flatten();
+        let here = |bind: &Bind| {
+            bind.address == Address::Internet(address)
+                && bind.interface.as_deref().map(str::as_bytes) == device.as_deref()
+        };
+        return binds.iter().position(here);
+    }
+    let place = settled(name.as_pathname()?);
+    binds.iter().position(|bind| matches!(&bind.address, Address::Unix(path) if *path == place))
 }
 
 /// The client's end; clients of Unix sockets have no address but that of the socket.

@@ -1,6 +1,7 @@
 //! The life of one client connection: handshake, requests one after the other, an orderly close.
 //! Spawned by `worker` for each accepted socket. Never looks into a request.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
@@ -19,15 +20,16 @@ use super::fetch::{Edits, Facts};
 use super::io::{ClientStream, poll_read_with};
 use super::timer::Timer;
 use super::{Site, Thread};
-use super::{address, h2_connection, request, session};
+use super::{address, greeting, h2_connection, request, session};
 use crate::config::{Mode, Proto};
 use crate::handoff::messages::{MovingClient, MovingTunnel};
 use crate::http::Field;
 use crate::http::h2::PREFACE;
 use crate::logging::Endpoint;
+use crate::socket::Secrecy;
 use crate::stats::{Counter, Gauge};
 use crate::tls::is_still_admitted;
-use crate::upstream::Backend;
+use crate::upstream::{Backend, Connection};
 
 /// How long an orderly close waits for a client that is silent to end, so that a reset cannot overtake our
 /// last answer (RFC 9112 section 9.6).
@@ -63,6 +65,12 @@ pub struct Client {
     pub local: Endpoint,
     /// Its header edits.
     pub edits: Rc<Edits>,
+    /// What its TLS says of it, where servers are told.
+    pub secrecy: Option<Rc<Secrecy>>,
+    /// Whether somebody else has said who it is.
+    pub introduced: bool,
+    /// A connection to a server that was told whose it is: backend, server.
+    pub own: Cell<Option<Box<(usize, usize, Connection)>>>,
     /// When the current request began: accept for the first one, its first byte later.
     pub began: (SystemTime, Instant),
     /// Requests served.
@@ -124,16 +132,16 @@ impl Drop for Presence {
     }
 }
 
-/// Serves an accepted connection to its end, and holds `permits` until then. Not an `async fn`, which would keep room
+/// Serves a connection that a bind of its frontend accepted to its end, and holds `permits` until then. Not an `async fn`, which would keep room
 /// for each argument, and once more for each place it moves on to.
 pub fn serve(
     (thread, site): (Rc<Thread>, Rc<Site>),
-    socket: TcpStream,
-    peer: Option<SocketAddr>,
+    bind: Option<usize>,
+    accepted: (TcpStream, Option<SocketAddr>),
     permits: impl Sized,
 ) -> impl Future<Output = ()> {
     let presence = Presence::new(&thread, &site);
-    let beginning = Box::pin(begin(thread, site, socket, peer));
+    let beginning = Box::pin(begin(thread, site, bind, accepted));
     async move {
         if let Some(client) = beginning.await {
             converse(client).await;
@@ -143,15 +151,27 @@ pub fn serve(
 }
 
 /// The client of an accepted connection, once there is one.
-async fn begin(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, peer: Option<SocketAddr>) -> Option<Box<Client>> {
+async fn begin(
+    thread: Rc<Thread>,
+    site: Rc<Site>,
+    bind: Option<usize>,
+    (socket, peer): (TcpStream, Option<SocketAddr>),
+) -> Option<Box<Client>> {
     let began = (SystemTime::now(), Instant::now());
     let config = site.config();
     let timer = thread.timers.register(match config.mode {
         Mode::Http => config.timeout.http_request,
         Mode::Tcp => config.timeout.client,
     });
+    let sources = bind.and_then(|bind| config.binds.get(bind)).map_or(&[][..], |bind| &bind.accept_proxy);
+    let mut ends = None;
+    if greeting::is_named(sources, peer) {
+        let introduced = greeting::introduced(&socket, &timer).await;
+        ends = site.heard(&thread, introduced)?;
+    }
     let stream = establish(&site, socket, &timer).await?;
-    let mut client = Client::new(stream, timer, peer.map(address::internet), (thread, Rc::clone(&site)))?;
+    let ends = (peer.map(address::internet), ends);
+    let mut client = Client::new(stream, timer, ends, (thread, Rc::clone(&site)))?;
     client.began = began;
     Some(client)
 }
@@ -161,7 +181,7 @@ pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past:
     let _presence = Presence::resumed(&thread, &site);
     let timer = thread.timers.register(past.left);
     let Some(peer) = address::peer(&socket, &site.config().binds) else { return };
-    if let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, Some(peer), (thread, site)) {
+    if let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, (Some(peer), past.ends), (thread, site)) {
         let (now, instant) = client.began;
         client.began = (now - past.waited, instant.checked_sub(past.waited).unwrap_or(instant));
         client.input = past.unread;
@@ -181,7 +201,7 @@ pub async fn resume_tunnel(
     let _presence = Presence::resumed(&thread, &site);
     let timer = thread.timers.register(past.left);
     let stream = ClientStream::Plain(socket);
-    let Some(mut client) = Client::new(stream, timer, Some(past.peer), (thread, site)) else { return };
+    let Some(mut client) = Client::new(stream, timer, (Some(past.peer), None), (thread, site)) else { return };
     let begun = Instant::now().checked_sub(past.account.lasted);
     client.began = (past.account.accepted, begun.unwrap_or(client.began.1));
     (client.local, client.left) = (past.local, Some(past.left));
@@ -271,18 +291,19 @@ async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<Clie
 }
 
 impl Client {
-    /// A client at this end, or at the other end of the Unix socket that it came by.
+    /// A client at this end, or at the other end of the Unix socket that it came by, or at the ends that are named.
     fn new(
         stream: ClientStream,
         timer: Timer,
-        peer: Option<Endpoint>,
+        (peer, ends): (Option<Endpoint>, Option<(Endpoint, Endpoint)>),
         (thread, site): (Rc<Thread>, Rc<Site>),
     ) -> Option<Box<Self>> {
         let local = address::local(stream.socket()?, &site.config().binds)?;
-        let peer = peer.unwrap_or(local);
+        let (peer, local) = ends.unwrap_or((peer.unwrap_or(local), local));
+        let secrecy = stream.session().filter(|_| site.introduces).map(|session| Rc::new(greeting::secrecy(session)));
         let edits = site.edits.made(&Facts { frontend: site.config(), peer, local, session: stream.session() });
         let client = Self::assemble(stream, timer, (peer, local), (thread, site));
-        Some(Box::new(Self { edits, ..client }))
+        Some(Box::new(Self { edits, secrecy, introduced: ends.is_some(), ..client }))
     }
 
     /// A client of which nothing has been read.
@@ -304,6 +325,9 @@ impl Client {
             peer,
             local,
             edits,
+            secrecy: None,
+            introduced: false,
+            own: Cell::new(None),
             began: (SystemTime::now(), Instant::now()),
             requests: 0,
             left: None,
@@ -336,6 +360,7 @@ impl Client {
             requests: self.requests,
             waited: self.began.1.elapsed(),
             left: self.timer.left(),
+            ends: self.introduced.then_some((self.peer, self.local)),
         };
         (self.left, self.stays) = (Some(moving.left), Some(departure.successor()));
         let Some(socket) = self.stream.socket() else { return false };

@@ -23,6 +23,7 @@ use super::{Edits, Failure, Site, Thread};
 use crate::config::ClientTimeouts;
 use crate::http::h2::{H2Request, read_request};
 use crate::logging::Endpoint;
+use crate::socket::Secrecy;
 use crate::stats::Counter;
 
 /// Bytes of a request's body that a client may send ahead of the server that takes them.
@@ -81,6 +82,7 @@ struct Host {
     /// The client's and ours.
     addresses: (Endpoint, Endpoint),
     edits: Rc<Edits>,
+    secrecy: Option<Rc<Secrecy>>,
     here: (Rc<Thread>, Rc<Site>),
     began: (SystemTime, Instant),
     requests: u64,
@@ -88,8 +90,8 @@ struct Host {
 
 impl Host {
     fn new(client: Client) -> (Self, Wire) {
-        let Client { stream, input, timer, peer, local, edits, thread, site, began, .. } = client;
-        let host = Self { timer, addresses: (peer, local), edits, here: (thread, site), began, requests: 0 };
+        let Client { stream, input, timer, peer, local, edits, secrecy, thread, site, began, .. } = client;
+        let host = Self { timer, addresses: (peer, local), edits, secrecy, here: (thread, site), began, requests: 0 };
         (host, Wire::new(stream, input))
     }
 
@@ -271,7 +273,7 @@ impl Host {
         let here = (Rc::clone(&self.here.0), Rc::clone(&self.here.1));
         let timer = here.0.timers.register(self.timeout().client);
         let client = Client::assemble(stream, timer, self.addresses, here);
-        let client = Client { edits: Rc::clone(&self.edits), ..client };
+        let client = Client { edits: Rc::clone(&self.edits), secrecy: self.secrecy.clone(), ..client };
         Stream { client, request: Request::from_parts(parts, ()), ended }
     }
 }

@@ -9,6 +9,7 @@ mod error;
 mod exchange;
 mod fetch;
 mod flow;
+mod greeting;
 mod h2_connection;
 mod h2_stream;
 mod h2_wire;
@@ -25,6 +26,7 @@ mod timer;
 mod transcode;
 mod tunnel;
 
+pub use address::bind_of;
 pub use buffers::Spare;
 pub use connection::{resume, resume_tunnel, serve};
 pub use departure::{Departure, Leaving};

@@ -289,10 +289,14 @@ async fn forward(
     }
 }
 
-/// Keeps a server's connection for the next request, here or in the next worker. One that is shared is kept by
-/// those who share it.
+/// Keeps a server's connection for the next request, here or in the next worker: of this client alone where the server
+/// was told whose it is. One that is shared is kept by those who share it.
 fn keep(client: &Client, (backend, server): (&Backend, usize), mut connection: Connection) {
     if connection.stream.as_call().is_some() {
+        return;
+    }
+    if backend.config().send_proxy.is_some() {
+        client.own.set(Some(Box::new((backend.index, server, connection))));
         return;
     }
     match client.thread.departure.get() {
@@ -303,6 +307,15 @@ fn keep(client: &Client, (backend, server): (&Backend, usize), mut connection: C
         }
         None => backend.servers[server].pool.put(connection, Instant::now()),
     }
+}
+
+/// A connection that was kept and is still open.
+fn kept(client: &Client, (backend, server): (&Backend, usize), certain: bool) -> Option<Connection> {
+    if backend.config().send_proxy.is_none() {
+        return backend.servers[server].take(certain);
+    }
+    let (place, its, connection) = *client.own.take()?;
+    if (place, its) == (backend.index, server) { connection.if_idle(certain) } else { None }
 }
 
 /// A connection to the chosen server, or to the one that redispatching chooses; `fresh_only` and as
@@ -318,12 +331,14 @@ pub(super) async fn obtain(
     let mut failed = 0;
     loop {
         tally.choose_server(backend, *server);
-        if !fresh_only && let Some(connection) = backend.servers[*server].take(certain) {
+        if !fresh_only && let Some(connection) = kept(client, (backend, *server), certain) {
             backend.servers[*server].slot.add(Counter::Reuses, 1);
             tally.connect_ms = 0;
             return Ok(connection);
         }
-        let error = match Box::pin(backend.connect(*server)).await {
+        let introduction = backend.config().send_proxy.map(|version| client.introduction(version));
+        let connecting = backend.connect(*server, introduction.as_deref().unwrap_or_default());
+        let error = match Box::pin(connecting).await {
             Ok(connection) => {
                 tally.connect_ms = millis(began);
                 return Ok(connection);

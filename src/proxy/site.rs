@@ -9,11 +9,12 @@ use std::sync::atomic::AtomicU32;
 use tokio_rustls::TlsAcceptor;
 
 use super::buffers::Spare;
+use super::greeting::Unintroduced;
 use super::{Departure, Edits, Timers};
 use crate::config::{self, Bundle};
 use crate::http::HeadLimits;
-use crate::logging::Logger;
-use crate::stats::Slot;
+use crate::logging::{Logger, Severity};
+use crate::stats::{Counter, Slot};
 use crate::upstream::Backend;
 
 /// One worker thread.
@@ -62,6 +63,10 @@ pub struct Site {
     pub routes: Vec<Rc<Backend>>,
     /// Where requests go; none when every request is answered by a rule.
     pub backend: Option<Rc<Backend>>,
+    /// Whether a server behind it is told who its clients are.
+    pub introduces: bool,
+    /// Whether the last one that had to introduce its client has not: it is told once.
+    strange: Cell<bool>,
     /// Header edits as they are written.
     pub edits: Rc<Edits>,
     /// TLS, when configured.
@@ -84,9 +89,21 @@ impl Site {
         let config = &bundle.frontends[index];
         let backend = config.backend.and_then(|backend| backends.get(backend)).cloned();
         let routes = config.routes.iter().filter_map(|route| backends.get(route.backend)).cloned().collect();
+        let introduces = bundle.backends.iter().any(|backend| backend.send_proxy.is_some());
         let limit = &config.limit;
         let limits = HeadLimits { size: limit.header_size, fields: limit.headers, target: limit.uri_length };
-        Self { index, slot, routes, backend, edits: Edits::of(config), tls, limits, bundle: Arc::clone(bundle) }
+        Self {
+            index,
+            slot,
+            routes,
+            backend,
+            introduces,
+            strange: Cell::new(false),
+            edits: Edits::of(config),
+            tls,
+            limits,
+            bundle: Arc::clone(bundle),
+        }
     }
 
     /// Where the first route leads that fits, else where everything goes.
@@ -94,6 +111,26 @@ impl Site {
     pub fn destination(&self, fits: impl Fn(&config::Route) -> bool) -> Option<Rc<Backend>> {
         let mut ways = self.config().routes.iter().zip(&self.routes);
         ways.find(|(route, _)| fits(route)).map(|(_, backend)| backend).or(self.backend.as_ref()).cloned()
+    }
+
+    /// What came of waiting for a header of the PROXY protocol. A source that does not send one is told of once,
+    /// until one does.
+    pub(super) fn heard<T>(&self, thread: &Thread, introduced: Result<T, Unintroduced>) -> Option<T> {
+        match introduced {
+            Ok(introduced) => {
+                self.strange.set(false);
+                Some(introduced)
+            }
+            Err(problem) => {
+                self.slot.add(Counter::RequestErrors, 1);
+                if !self.strange.replace(true) {
+                    let line =
+                        format!("Frontend {}: a source of accept-proxy is refused: {problem}", self.config().name);
+                    thread.logger.event(Severity::Warning, &line);
+                }
+                None
+            }
+        }
     }
 
     /// Its configuration.

@@ -224,6 +224,7 @@ mod tests {
 
     fn on(port: u16) -> Bind {
         Bind {
+            accept_proxy: Vec::new(),
             address: Address::Internet(SocketAddr::from(([127, 0, 0, 1], port))),
             v6only: false,
             interface: None,

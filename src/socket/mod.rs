@@ -1,13 +1,15 @@
 //! Listening sockets and descriptor limits: bind, match by what the kernel says, name who is in the way.
-//! Called by `master`. Never accepts.
+//! Called by `master`; the PROXY protocol by `proxy` and `upstream`. Never accepts.
 
 mod bind;
+mod introduction;
 mod limits;
 mod migration;
 mod owner;
 mod path;
 
 pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
+pub use introduction::{BadIntroduction, Introduction, Secrecy, introduce, introduce_self, read_introduction};
 pub use limits::{Fittings, LimitError, raise_for};
 pub use migration::cost_of_rebinding;
 pub use path::{Former, beside, settled};

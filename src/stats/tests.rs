@@ -57,6 +57,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             error_pages: Vec::new(),
         }],
         backends: vec![config::Backend {
+            send_proxy: None,
             mode: config::Mode::Http,
             protocol: config::Protocol::H1,
             name: "www-backend".into(),

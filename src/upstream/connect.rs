@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::{ConnectError, ServerStream};
-use crate::config;
+use crate::config::{self, SendProxy};
+use crate::socket::introduce_self;
 use crate::tls::{ClientSettings, Refused, ServerTls};
 
 /// Bytes that the TLS library may hold back, one record.
@@ -20,6 +22,8 @@ pub struct Way {
     pub address: SocketAddr,
     /// TLS, where the backend has it.
     pub tls: Option<ServerTls>,
+    /// Whether the server wants to be told whom a connection is for.
+    pub send_proxy: Option<SendProxy>,
 }
 
 impl Way {
@@ -31,22 +35,34 @@ impl Way {
             Some(settings) => Some(settings.server(name, host).ok()?),
             None => None,
         };
-        Some(Self { address: *address, tls })
+        Some(Self { address: *address, tls, send_proxy: backend.send_proxy })
     }
 
-    /// Opens a connection that is ready for the first request: handshakes count against the limit.
+    /// Opens a connection of our own that is ready for the first request: handshakes count against the limit.
     ///
     /// # Errors
     /// What connect(2) or the handshake said, or that both took too long.
     pub async fn open(&self, limit: Duration) -> Result<ServerStream, ConnectError> {
-        let stream = tokio::time::timeout(limit, self.open_slowly());
+        let introduction = self.send_proxy.map(introduce_self);
+        self.open_with(introduction.as_deref().unwrap_or_default(), limit).await
+    }
+
+    /// The same for somebody else, as whom we are introduced.
+    ///
+    /// # Errors
+    /// As [`Way::open`].
+    pub async fn open_with(&self, introduction: &[u8], limit: Duration) -> Result<ServerStream, ConnectError> {
+        let stream = tokio::time::timeout(limit, self.open_slowly(introduction));
         stream.await.unwrap_or(Err(ConnectError::TimedOut))
     }
 
-    async fn open_slowly(&self) -> Result<ServerStream, ConnectError> {
-        let stream = TcpStream::connect(self.address).await.map_err(ConnectError::Failed)?;
+    async fn open_slowly(&self, introduction: &[u8]) -> Result<ServerStream, ConnectError> {
+        let mut stream = TcpStream::connect(self.address).await.map_err(ConnectError::Failed)?;
         // A head and its body may leave in two writes; Nagle would hold the second back.
         stream.set_nodelay(true).map_err(ConnectError::Failed)?;
+        if !introduction.is_empty() {
+            stream.write_all(introduction).await.map_err(ConnectError::Failed)?;
+        }
         let Some(tls) = &self.tls else { return Ok(ServerStream::Plain(stream)) };
         let shaken = Box::pin(tls.connect(stream)).await;
         let mut stream = shaken.map_err(|Refused { source, news }| ConnectError::Handshake { source, news })?;

@@ -131,21 +131,21 @@ impl Backend {
         Schedule::new(&shares)
     }
 
-    /// Opens a new connection to a server.
+    /// Opens a new connection to a server, and introduces us as somebody else where that is wanted.
     ///
     /// # Errors
     /// What connect(2) or the TLS handshake said, or that it took longer than `timeout.connect`.
-    pub async fn connect(&self, server: usize) -> Result<Connection, ConnectError> {
+    pub async fn connect(&self, server: usize, introduction: &[u8]) -> Result<Connection, ConnectError> {
         let (known, protocol) = (&self.servers[server], self.config().protocol);
         if !protocol.is_shared() {
-            return Ok(Connection::new(self.open(server).await?));
+            return Ok(Connection::new(self.open(server, introduction).await?));
         }
         // Of many that want a connection at once, one opens it for all.
         let _turn = if known.calls.are_refused() { None } else { Some(known.calls.turn().await) };
         if let Some(connection) = known.take(false) {
             return Ok(connection);
         }
-        let stream = self.open(server).await?;
+        let stream = self.open(server, introduction).await?;
         match (protocol, stream.protocol()) {
             (Protocol::H2c, _) | (_, Some(b"h2")) => {}
             (Protocol::Auto, _) => {
@@ -158,8 +158,8 @@ impl Backend {
         Ok(call.into())
     }
 
-    async fn open(&self, server: usize) -> Result<ServerStream, ConnectError> {
-        let stream = self.servers[server].way.open(self.config().connect_timeout).await?;
+    async fn open(&self, server: usize, introduction: &[u8]) -> Result<ServerStream, ConnectError> {
+        let stream = self.servers[server].way.open_with(introduction, self.config().connect_timeout).await?;
         self.servers[server].slot.add(Counter::Connects, 1);
         self.slot.add(Counter::Connects, 1);
         Ok(stream)
@@ -183,8 +183,11 @@ impl Backend {
     pub fn adopt(&self, server: usize, stream: TcpStream) {
         let config = self.config();
         let (mode, known) = (config.connection_mode, &self.servers[server]);
-        let h1 = config.protocol == Protocol::H1;
-        let wanted = h1 && mode == ConnectionMode::KeepAlive && known.way.tls.is_none() && !known.is_kept_away();
+        let wanted = config.protocol == Protocol::H1
+            && mode == ConnectionMode::KeepAlive
+            && known.way.tls.is_none()
+            && known.way.send_proxy.is_none()
+            && !known.is_kept_away();
         if wanted && stream.peer_addr().is_ok_and(|peer| peer == config.servers[server].address) {
             known.pool.put(Connection::new(stream.into()), Instant::now());
         }

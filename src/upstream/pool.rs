@@ -29,6 +29,13 @@ impl Connection {
     pub fn new(stream: ServerStream) -> Self {
         Self { stream, input: Vec::new(), reused: false }
     }
+
+    /// The connection for another request, if the server has not closed it; `certain` as in [`Pool::take`].
+    #[must_use]
+    pub fn if_idle(mut self, certain: bool) -> Option<Self> {
+        self.reused = true;
+        self.stream.is_idle(certain).then_some(self)
+    }
 }
 
 impl From<Call> for Connection {
@@ -52,9 +59,8 @@ impl Pool {
     #[must_use]
     pub fn take(&self, certain: bool) -> Option<Connection> {
         loop {
-            let (_, mut connection) = self.idle.borrow_mut().pop()?;
-            if connection.stream.is_idle(certain) {
-                connection.reused = true;
+            let (_, connection) = self.idle.borrow_mut().pop()?;
+            if let Some(connection) = connection.if_idle(certain) {
                 return Some(connection);
             }
         }

@@ -15,6 +15,8 @@ use tokio::sync::watch;
 
 use super::capacity::{Limits, Permits};
 use super::thread::Order;
+use crate::config::Bind;
+use crate::proxy;
 
 /// Pause after accept(2) failed, for want of descriptors as a rule: trying at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -44,6 +46,14 @@ impl Listener {
         // Accepted sockets inherit it (tcp(7) leaves this unsaid, Linux has always done so).
         SockRef::from(&fd).set_tcp_nodelay(true)?;
         TcpListener::from_std(StdTcpListener::from(fd)).map(Self::Internet)
+    }
+
+    /// Which of a frontend's binds it belongs to.
+    pub fn bind_of(&self, binds: &[Bind]) -> Option<usize> {
+        match self {
+            Self::Internet(listener) => proxy::bind_of(listener, binds),
+            Self::Unix(listener) => proxy::bind_of(listener, binds),
+        }
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {

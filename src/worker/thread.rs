@@ -286,10 +286,11 @@ impl Serving {
                 ListenerOwner::Frontend(index) => {
                     let (thread, site) = (Rc::clone(&self.thread), Rc::clone(&self.sites[index]));
                     let (open, limits) = (Rc::clone(&self.open), self.shared.limits[index].clone());
-                    let serve = move |(stream, peer): Accepted, permits: Option<Permits>| {
+                    let bind = listener.1.bind_of(&site.config().binds);
+                    let serve = move |accepted: Accepted, permits: Option<Permits>| {
                         let guard = OpenGuard::new(&open);
                         let here = (Rc::clone(&thread), Rc::clone(&site));
-                        tokio::task::spawn_local(proxy::serve(here, stream, peer, (guard, permits)));
+                        tokio::task::spawn_local(proxy::serve(here, bind, accepted, (guard, permits)));
                     };
                     tokio::task::spawn_local(async move {
                         accept_all(listener, &limits, orders, serve).await;

@@ -136,10 +136,19 @@ impl TlsClient {
         address: SocketAddr,
         name: &str,
     ) -> Result<StreamOwned<ClientConnection, TcpStream>, rustls::Error> {
-        self.chain.lock().unwrap().clear();
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        self.shake_over(stream, name)
+    }
+
+    /// The same on a connection that is there.
+    pub fn shake_over(
+        &self,
+        stream: TcpStream,
+        name: &str,
+    ) -> Result<StreamOwned<ClientConnection, TcpStream>, rustls::Error> {
+        self.chain.lock().unwrap().clear();
         let name = ServerName::try_from(name.to_owned()).unwrap();
         let mut session = ClientConnection::new(Arc::new(self.config.clone()), name)?;
         let mut stream = stream;
