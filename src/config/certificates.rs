@@ -11,18 +11,19 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::ciphers::TlsDefaults;
+use super::expiry::tell_expiry;
 use super::section::{Section, as_section, as_text};
-use super::{Certificate, KeyFormat};
+use super::{Certificate, KeyFormat, TlsServer};
 
 /// What is wrong with a certificate file, and what would be right.
 pub(super) type Trouble = (String, String);
 
-/// A certificate as a configuration names it: a file, or a table of two.
+/// A certificate as a configuration names it, and its key's own file: a file, or a table of two.
 pub(super) fn certificate<'a>(
     item: &'a toml::Spanned<DeValue<'a>>,
     section: &Section<'a>,
     defaults: &TlsDefaults,
-) -> Option<Certificate> {
+) -> Option<(Certificate, Option<PathBuf>)> {
     let report = section.report;
     let locate = |name: &str| defaults.cert_file(name, report);
     let (file, key) = match item.get_ref() {
@@ -44,21 +45,50 @@ pub(super) fn certificate<'a>(
     let key = key.map(|key| locate(&key.text));
     match load(&locate(&file.text), key.as_deref()) {
         Ok(certificate) => {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-            if certificate.not_after < i64::try_from(now).unwrap_or(i64::MAX) {
-                report.warning(
-                    file.span,
-                    format!("the certificate of `{}` has expired", file.text),
-                    "clients will refuse it",
-                );
-            }
-            Some(certificate)
+            tell_expiry(&certificate, &file, section);
+            Some((certificate, key))
         }
         Err((problem, fix)) => {
             report.error(file.span, problem, fix);
             None
         }
     }
+}
+
+/// The files `*.pem` of a folder that are not hidden, in the order of their names.
+///
+/// # Errors
+/// The folder cannot be read.
+pub(super) fn files_of(folder: &Path) -> Result<Vec<PathBuf>, Trouble> {
+    let failed = |error: std::io::Error| (format!("cannot read `{}`", folder.display()), error.to_string());
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        // A hidden one is what an editor or a copy is still at.
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "pem") {
+            files.push(path);
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// The certificates of a frontend as its files hold them now.
+///
+/// # Errors
+/// The first file that cannot be used, and why; or that there is none.
+pub fn read_certificates(tls: &TlsServer) -> Result<Vec<Certificate>, String> {
+    let told = |(problem, fix): Trouble| format!("{problem}; {fix}");
+    let named = tls.sources.iter().cloned();
+    let more = tls.cert_dir.as_deref().map_or(Ok(Vec::new()), files_of).map_err(told)?;
+    let all = named.chain(more.into_iter().map(|file| (file, None)));
+    let certificates: Vec<_> =
+        all.map(|(file, key)| load(&file, key.as_deref()).map_err(told)).collect::<Result<_, _>>()?;
+    if certificates.is_empty() {
+        return Err(String::from("there is no certificate any more"));
+    }
+    Ok(certificates)
 }
 
 /// Reads certificates and key from one file, or from two.

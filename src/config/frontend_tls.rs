@@ -1,26 +1,36 @@
 //! `tls` of a frontend: certificates, who may be a client.
 //! Called by `frontend`. Never listens.
 
+use std::path::PathBuf;
+
 use super::authorities::revocations;
-use super::certificates::certificate;
-use super::section::Section;
+use super::certificates::{Trouble, certificate, files_of, load};
+use super::expiry::tell_expiry;
+use super::section::{Section, Text};
 use super::server_tls::TlsFiles;
-use super::{ClientAuth, Mode, TlsServer, tls};
+use super::{Certificate, ClientAuth, Mode, TlsServer, tls};
 
 pub(super) fn tls_server(mut section: Section<'_>, (mode, files): (Mode, TlsFiles<'_>)) -> TlsServer {
     let settings = files.bases.with(&mut section);
     let alpn = alpn(&mut section, mode);
-    let mut certificates = Vec::new();
+    let (mut certificates, mut sources) = (Vec::new(), Vec::new());
     for item in section.items("certificates") {
-        certificates.extend(certificate(item, &section, files.bases));
+        if let Some((certificate, key)) = certificate(item, &section, files.bases) {
+            sources.push((certificate.path.clone(), key));
+            certificates.push(certificate);
+        }
     }
-    if section.value("certificates").is_none() {
+    let folder = section.text("cert-dir");
+    let cert_dir = folder.map(|name| cert_dir(&name, &section, files, &mut certificates));
+    if section.value("certificates").is_none() && section.value("cert-dir").is_none() {
         section.report.error(
             section.span.clone(),
             format!("{} has no certificates", section.name),
-            "add certificates = [\"FILE.pem\"]",
+            "add certificates = [\"FILE.pem\"], or cert-dir = \"FOLDER\"",
         );
     }
+    let watch = section.boolean("watch").unwrap_or(false);
+    let strict_sni = section.boolean("strict-sni").unwrap_or(false);
     let client_auth = section.table("client-auth").and_then(|section| client_auth(section, files));
     section.finish();
     TlsServer {
@@ -29,8 +39,38 @@ pub(super) fn tls_server(mut section: Section<'_>, (mode, files): (Mode, TlsFile
         tls12: settings.tls12,
         ciphers: settings.ciphers,
         groups: settings.groups,
+        sources,
+        cert_dir,
+        watch,
+        strict_sni,
         client_auth,
     }
+}
+
+/// The certificates of a folder, behind those that are named.
+fn cert_dir(name: &Text, section: &Section<'_>, files: TlsFiles<'_>, to: &mut Vec<Certificate>) -> PathBuf {
+    let folder = files.bases.cert_file(&name.text, section.report);
+    let report = |(problem, fix): Trouble| section.report.error(name.span.clone(), problem, fix);
+    match files_of(&folder) {
+        Ok(paths) => {
+            if paths.is_empty() && to.is_empty() {
+                let fix = "put a file with chain and key there, or name one in `certificates`";
+                section.report.error(name.span.clone(), format!("there is no *.pem in `{}`", folder.display()), fix);
+            }
+            for path in paths {
+                match load(&path, None) {
+                    Ok(certificate) => {
+                        let file = Text { text: path.display().to_string(), span: name.span.clone() };
+                        tell_expiry(&certificate, &file, section);
+                        to.push(certificate);
+                    }
+                    Err(trouble) => report(trouble),
+                }
+            }
+        }
+        Err(trouble) => report(trouble),
+    }
+    folder
 }
 
 /// Application protocols, preferred first.

@@ -44,7 +44,7 @@ pub(super) fn tls_client(mut section: Section<'_>, files: TlsFiles<'_>, servers:
         }
     }
     let identity = match section.value("client-cert") {
-        Some(item) => certificate(item, &section, files.bases),
+        Some(item) => certificate(item, &section, files.bases).map(|(certificate, _key)| certificate),
         None => None,
     };
     let client = TlsClient {

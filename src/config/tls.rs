@@ -20,6 +20,18 @@ pub struct TlsServer {
     pub ciphers: Vec<String>,
     /// Key-exchange groups by name (`X25519MLKEM768`, `X25519`, `P-256`, `P-384`); empty is the library's list.
     pub groups: Vec<String>,
+    /// Where the certificates came from: files of both, or of chain and key.
+    #[serde(default)]
+    pub sources: Vec<(PathBuf, Option<PathBuf>)>,
+    /// A folder whose files `*.pem` hold more of them.
+    #[serde(default)]
+    pub cert_dir: Option<PathBuf>,
+    /// Whether files that change are served without a reload.
+    #[serde(default)]
+    pub watch: bool,
+    /// Whether a client that asks for a name we have no certificate for is refused.
+    #[serde(default)]
+    pub strict_sni: bool,
     /// Whether and how clients prove who they are.
     #[serde(default)]
     pub client_auth: Option<ClientAuth>,
@@ -42,7 +54,7 @@ pub(super) fn alpn() -> Vec<String> {
 }
 
 /// A certificate chain with its key, already proven to match.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
     /// Where it came from.
     pub path: PathBuf,

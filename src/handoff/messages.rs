@@ -97,6 +97,8 @@ pub enum ToWorker {
     Predecessor,
     /// TLS ticket keys from now on, newest first.
     TicketKeys(Vec<Vec<u8>>),
+    /// Other certificates for the frontend of this name; one descriptor, a memfd with their list in JSON.
+    Certificates(String),
     /// End at once.
     Stop,
     /// A fresh socket for the log target with this index; one descriptor.

@@ -15,7 +15,7 @@ use crate::tls::{self, TicketKeys, random_ticket_key};
 pub fn load(path: &Path) -> Result<Loaded, MasterError> {
     let loaded = config::load(path, &|text| Format::compile(text).map(drop).map_err(|error| error.to_string()))?;
     let keys = TicketKeys::from_raw(&[random_ticket_key()?], loaded.bundle.global.tickets.lifetime())?;
-    tls::server_configs(&loaded.bundle, &keys)?;
+    tls::acceptors(&loaded.bundle, &keys)?;
     tls::client_settings(&loaded.bundle)?;
     Ok(loaded)
 }

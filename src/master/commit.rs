@@ -103,6 +103,8 @@ impl Master {
         self.blank.memory.set_config(&bundle.sha256);
         self.blank.memory.set_lives(self.workers.lives());
         self.bundle = bundle;
+        self.certificates.turn_to(&self.bundle, &self.blank.events);
+        self.warn_of_expiry();
         Ok(retiring)
     }
 

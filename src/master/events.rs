@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::MasterError;
 use super::admin::{Caller, Request};
+use super::certificates::{Found, Sight};
 use crate::handoff::messages::FromWorker;
 
 /// Something to handle.
@@ -24,6 +25,8 @@ pub(super) enum Event {
     WorkerSaid(u32, String),
     /// A worker's process ended; its exit status as text.
     WorkerEnded(u64, String),
+    /// What has become of a frontend's certificate files.
+    Certificates(Sight, Found),
     /// SIGHUP or SIGUSR2.
     ReloadSignal,
     /// SIGUSR1 or SIGQUIT.

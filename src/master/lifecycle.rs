@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::admin::{AdminSocket, Answer, Caller, Outcome, Request};
 use super::agenda::Wish;
+use super::certificates::Warned;
 use super::events::{self, Event};
 use super::listeners::{self, Listener};
 use super::log_sockets::LogSockets;
@@ -30,7 +31,7 @@ use super::transaction::{Running, Task, Transaction, conclusion};
 use super::upgrade::Predecessor;
 use super::watchdog::Watch;
 use super::workers::Workers;
-use super::{MasterError, spawn, supervisor};
+use super::{MasterError, certificates, spawn, supervisor};
 use crate::config::Bundle;
 use crate::handoff::messages::{FromWorker, Slots, ToWorker};
 use crate::handoff::{Channel, getsocks};
@@ -114,6 +115,9 @@ pub(super) struct Master {
     pub(super) previous: Option<Predecessor>,
     pub(super) running: Option<Running>,
     pub(super) retiring: Option<Retiring>,
+    /// Looks after certificates whose files change.
+    pub(super) certificates: certificates::Watch,
+    pub(super) warned: Warned,
     pub(super) store: Store,
     pub(super) respawn: Respawn,
     pub(super) last_reload: Option<LastReload>,
@@ -182,6 +186,8 @@ impl Master {
             previous: taken.previous,
             running: None,
             retiring: None,
+            certificates: certificates::Watch::default(),
+            warned: Warned::default(),
             store: taken.store,
             respawn,
             last_reload: taken.last_reload,
@@ -276,6 +282,7 @@ impl Master {
             Event::Worker(..) => {}
             Event::WorkerSaid(pid, line) => self.say(Severity::Error, &format!("worker {pid}: {line}")),
             Event::WorkerEnded(generation, status) => self.bury(generation, &status),
+            Event::Certificates(sight, found) => self.exchange(&sight, found),
             Event::ReloadSignal => self.wishes.push(Wish { mode: None, caller: None }),
             Event::FinishSignal => self.end(Ending::WhenDrained),
             Event::StopSignal if self.ending == Ending::No && !self.electing && self.store.keeps_listeners() => {
@@ -367,6 +374,7 @@ impl Master {
             self.say(Severity::Warning, &killed);
         }
         self.look_after_workers(now);
+        self.warn_daily();
         self.log_sockets.reconnect(now, &self.workers);
         for lane in self.workers.bury_orphans() {
             self.blank.memory.clear_lane(lane);

@@ -4,6 +4,7 @@
 mod admin;
 mod agenda;
 mod bundle;
+mod certificates;
 mod commit;
 mod error;
 mod events;

@@ -116,6 +116,7 @@ fn take(options: Options, estate: &Estate, events: &Events) -> Result<Master, Ma
         master.log_sockets.lost(*generation, *target);
     }
     master.workers.follow(events);
+    master.certificates.turn_to(&master.bundle, events);
     master.workers.reserve(manifest.orphans.clone());
     master.keep();
     if let Some(lost) = lost {

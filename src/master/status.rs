@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admin::{Answer, Outcome};
 use super::lifecycle::Master;
-use crate::config::ReloadMode;
+use crate::config::{Expiry, ReloadMode};
 use crate::stats::{Memory, ReloadPath, ReloadResult};
 
 /// The daemon at one moment.
@@ -25,6 +25,8 @@ pub(super) struct Status {
     pub(super) generations: Vec<Generation>,
     pub(super) reloads: Reloads,
     pub(super) log_lines_dropped: u64,
+    /// When certificates end.
+    pub(super) certificates: Vec<Expiry>,
 }
 
 /// One worker.
@@ -140,6 +142,7 @@ impl Master {
             generations: self.workers.status(&self.blank.memory),
             reloads: Reloads::of(&self.blank.memory, self.last_reload.clone()),
             log_lines_dropped: self.blank.memory.log_lines_dropped(),
+            certificates: self.bundle.expiries(),
         };
         let mut answer = Answer::new(Outcome::Applied, "");
         answer.facts = serde_json::to_value(&status).unwrap_or_default();

@@ -2,7 +2,7 @@
 //! Owned by `lifecycle`. Never starts one.
 
 use std::collections::HashSet;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -150,6 +150,13 @@ impl Workers {
     pub(super) fn tell_all(&self, order: &ToWorker) {
         for worker in &self.alive {
             worker.tell(order);
+        }
+    }
+
+    /// The same, with a descriptor, to those that get new connections.
+    pub(super) fn tell_serving(&self, order: &ToWorker, fd: BorrowedFd<'_>) {
+        for worker in self.alive.iter().filter(|worker| worker.state == State::Serving) {
+            let _ = worker.channel.send(order, &[fd]);
         }
     }
 

@@ -6,8 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use tokio_rustls::TlsAcceptor;
-
 use super::buffers::Spare;
 use super::greeting::Unintroduced;
 use super::{Departure, Edits, Timers};
@@ -15,6 +13,7 @@ use crate::config::{self, Bundle};
 use crate::http::HeadLimits;
 use crate::logging::{Logger, Severity};
 use crate::stats::{Counter, Slot};
+use crate::tls::Acceptor;
 use crate::upstream::Backend;
 
 /// One worker thread.
@@ -70,7 +69,7 @@ pub struct Site {
     /// Header edits as they are written.
     pub edits: Rc<Edits>,
     /// TLS, when configured.
-    pub tls: Option<TlsAcceptor>,
+    pub tls: Option<Acceptor>,
     /// Limits on request heads.
     pub limits: HeadLimits,
     bundle: Arc<Bundle>,
@@ -84,7 +83,7 @@ impl Site {
         index: usize,
         slot: Slot,
         backends: &[Rc<Backend>],
-        tls: Option<TlsAcceptor>,
+        tls: Option<Acceptor>,
     ) -> Self {
         let config = &bundle.frontends[index];
         let backend = config.backend.and_then(|backend| backends.get(backend)).cloned();

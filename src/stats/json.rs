@@ -23,7 +23,7 @@ pub fn json(snapshot: &Snapshot) -> String {
     text
 }
 
-/// Renders what is known of the daemon as a whole: its reloads and its workers.
+/// Renders what is known of the daemon as a whole: its reloads, its workers and its certificates.
 #[must_use]
 pub fn info(snapshot: &Snapshot) -> String {
     let reloads = &snapshot.reloads;
@@ -41,6 +41,7 @@ pub fn info(snapshot: &Snapshot) -> String {
         "reload_last_success": reloads.last_applied,
         "generations": snapshot.lives,
         "log_lines_dropped": snapshot.log_lines_dropped,
+        "certificates": snapshot.certificates,
     });
     format!("{text:#}\n")
 }

@@ -77,6 +77,7 @@ const STATES: [&str; 4] = ["UP", "DOWN", "MAINT", "DRAIN"];
 pub fn prometheus(snapshot: &Snapshot, now: SystemTime) -> String {
     let mut out = String::with_capacity(64 * 1024);
     daemon(&mut out, snapshot, now);
+    certificates(&mut out, snapshot);
     for (kind, own) in [
         (Kind::Frontend, &[&COMMON[..], &FRONTENDS[..]][..]),
         (Kind::Backend, &[&COMMON[..], &BEHIND[..], &BACKENDS[..]]),
@@ -173,6 +174,16 @@ fn daemon(out: &mut String, snapshot: &Snapshot, now: SystemTime) {
         let state = if life.draining { "draining" } else { "serving" };
         let labels = format!("{},{}", label("generation", &life.generation.to_string()), label("state", state));
         sample(out, "proxy_generation_connections", &labels, life.connections);
+    }
+}
+
+fn certificates(out: &mut String, snapshot: &Snapshot) {
+    let name = "proxy_certificate_not_after_seconds";
+    head(out, name, "gauge", "When a certificate ends, in seconds since 1970.");
+    for expiry in &snapshot.certificates {
+        let file = label("file", &expiry.path.to_string_lossy());
+        let labels = format!("{},{},{file}", label("kind", expiry.kind), label("proxy", &expiry.proxy));
+        sample(out, name, &labels, expiry.not_after);
     }
 }
 

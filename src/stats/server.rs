@@ -2,7 +2,7 @@
 //! Called by the worker for each connection it accepts there. Never changes anything.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use http_body_util::Full;
@@ -24,7 +24,7 @@ use super::memory::Memory;
 use super::page::{About, html};
 use super::prometheus;
 use super::snapshot::Snapshot;
-use crate::config::Bundle;
+use crate::config::{Bundle, Certificate, Expiry};
 use crate::handoff::messages::Slots;
 
 /// A request head must be complete within this time, and a kept connection idle no longer.
@@ -38,6 +38,8 @@ pub struct StatsPage {
     memory: Memory,
     generation: u64,
     gate: Gate,
+    /// Of the certificates in use, which need not be those of the bundle any more.
+    expiries: RwLock<Vec<Expiry>>,
 }
 
 /// Which listener a connection came through.
@@ -54,7 +56,20 @@ impl StatsPage {
     #[must_use]
     pub fn new(bundle: Arc<Bundle>, slots: Slots, memory: Memory, generation: u64) -> Self {
         let gate = Gate::new(bundle.stats.as_ref().map_or(&[], |stats| &stats.users));
-        Self { bundle, slots, memory, generation, gate }
+        let expiries = RwLock::new(bundle.expiries());
+        Self { bundle, slots, memory, generation, gate, expiries }
+    }
+
+    /// A frontend has other certificates than its configuration was read with.
+    pub fn exchange_certificates(&self, frontend: &str, certificates: &[Certificate]) {
+        let mut all = self.expiries.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.kind != Expiry::FRONTEND || known.proxy != frontend);
+        all.extend(Expiry::of_frontend(frontend, certificates));
+    }
+
+    fn snapshot(&self, now: SystemTime) -> Snapshot {
+        let snapshot = Snapshot::take(&self.bundle, &self.slots, &self.memory, now);
+        Snapshot { certificates: self.expiries.read().unwrap_or_else(PoisonError::into_inner).clone(), ..snapshot }
     }
 
     async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
@@ -85,13 +100,13 @@ impl StatsPage {
             return not_allowed();
         }
         let now = SystemTime::now();
-        let snapshot = Snapshot::take(&self.bundle, &self.slots, &self.memory, now);
+        let snapshot = self.snapshot(now);
         response(StatusCode::OK, prometheus::CONTENT_TYPE, prometheus::prometheus(&snapshot, now))
     }
 
     fn view(&self, options: &str, refresh: Option<Duration>) -> Response<Full<Bytes>> {
         let wanted = |option| options.split(';').any(|part| part == option);
-        let snapshot = Snapshot::take(&self.bundle, &self.slots, &self.memory, SystemTime::now());
+        let snapshot = self.snapshot(SystemTime::now());
         if wanted("csv") {
             return response(StatusCode::OK, "text/plain; charset=utf-8", csv(&snapshot));
         }

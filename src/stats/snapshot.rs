@@ -9,7 +9,7 @@ use super::histogram::Histogram;
 use super::ledger::{Life, Reloads};
 use super::memory::Memory;
 use super::standing::{Admin, Standing};
-use crate::config::{self, Bundle, Mode};
+use crate::config::{self, Bundle, Expiry, Mode};
 use crate::handoff::messages::Slots;
 
 /// What a row is about; the numbers are HAProxy's `type` column.
@@ -153,6 +153,8 @@ pub struct Snapshot {
     pub lives: Vec<Life>,
     /// Log lines that no target took.
     pub log_lines_dropped: u64,
+    /// When certificates end.
+    pub certificates: Vec<Expiry>,
 }
 
 impl Snapshot {
@@ -187,7 +189,8 @@ impl Snapshot {
             rows.push(row);
         }
         let (reloads, lives) = (memory.reloads(), memory.lives());
-        Self { rows, uptime, reloads, lives, log_lines_dropped: memory.log_lines_dropped() }
+        let (log_lines_dropped, certificates) = (memory.log_lines_dropped(), bundle.expiries());
+        Self { rows, uptime, reloads, lives, log_lines_dropped, certificates }
     }
 }
 

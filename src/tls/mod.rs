@@ -1,6 +1,7 @@
 //! TLS towards clients and servers: certificates by name, ticket keys every generation shares, settings.
 //! Called by `worker` while it starts. Never reads a file: the bundle holds everything.
 
+mod acceptor;
 mod client;
 mod error;
 mod hello;
@@ -16,29 +17,31 @@ use rustls::ServerConfig;
 use rustls::SupportedProtocolVersion;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::server::{NoClientAuth, NoServerSessionStorage, ProducesTickets};
+use rustls::server::{NoClientAuth, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
 
 use crate::config::{Authorities, Bundle, Frontend, TlsServer};
 
+pub use acceptor::Acceptor;
 pub use client::{ClientSettings, Refused, ServerTls};
 pub use error::TlsError;
 pub use hello::{Hello, read_hello};
 pub use names::cipher_name;
+pub use resolver::Resolver;
 pub use shown::certificate_field;
 use tickets::BoundTickets;
 pub use tickets::{TicketKeys, random_ticket_key};
 pub use verify::is_still_admitted;
 
-/// The library's settings for one frontend.
-fn server_config(
+/// The settings of one frontend.
+fn acceptor(
     frontend: &str,
     tls: &TlsServer,
     authorities: &[Authorities],
     tickets: &Arc<TicketKeys>,
-) -> Result<Arc<ServerConfig>, TlsError> {
+) -> Result<Acceptor, TlsError> {
     let provider = Arc::new(provider(&tls.ciphers, &tls.groups)?);
-    let resolver = resolver::Resolver::new(&tls.certificates, &provider)?;
+    let resolver = Arc::new(Resolver::new(tls, &provider)?);
     let believed = tls.client_auth.as_ref().and_then(|auth| Some((auth, authorities.get(auth.authorities)?)));
     let clients = match believed {
         Some((auth, authorities)) => verify::client_verifier(auth, authorities, &provider)?,
@@ -48,7 +51,7 @@ fn server_config(
         .with_protocol_versions(versions(tls.tls12))
         .map_err(TlsError::Settings)?
         .with_client_cert_verifier(clients)
-        .with_cert_resolver(Arc::new(resolver));
+        .with_cert_resolver(Arc::clone(&resolver) as Arc<dyn ResolvesServerCert>);
     config.alpn_protocols = tls.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
     // Who was let in by other rules, or elsewhere, has to prove itself again.
     config.ticketer = match believed {
@@ -58,16 +61,16 @@ fn server_config(
     // Sessions live in tickets alone: a session cache would be lost with the worker.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    Ok(Arc::new(config))
+    Ok(Acceptor::new(Arc::new(config), resolver))
 }
 
 /// TLS towards the clients of each frontend, where it is configured.
 ///
 /// # Errors
 /// A key, a list or a combination of settings that the library refuses.
-pub fn server_configs(bundle: &Bundle, tickets: &Arc<TicketKeys>) -> Result<Vec<Option<Arc<ServerConfig>>>, TlsError> {
+pub fn acceptors(bundle: &Bundle, tickets: &Arc<TicketKeys>) -> Result<Vec<Option<Acceptor>>, TlsError> {
     let of = |frontend: &Frontend| match &frontend.tls {
-        Some(tls) => server_config(&frontend.name, tls, &bundle.authorities, tickets).map(Some),
+        Some(tls) => acceptor(&frontend.name, tls, &bundle.authorities, tickets).map(Some),
         None => Ok(None),
     };
     bundle.frontends.iter().map(of).collect()

@@ -1,9 +1,9 @@
 //! Which certificate a client gets: by its name (SNI), else the first one.
-//! Called by the TLS library in each handshake. Never refuses a client for its name.
+//! Called by the TLS library in each handshake. Never refuses a client for its name unless told to.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -11,22 +11,60 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use super::TlsError;
-use crate::config::{Certificate, KeyFormat};
+use crate::config::{Certificate, KeyFormat, TlsServer};
 
-/// Certificates of one frontend by name.
-pub(super) struct Resolver {
+/// The certificates of one frontend, which may be exchanged while handshakes go on.
+pub struct Resolver {
+    table: RwLock<Arc<Table>>,
+    provider: Arc<CryptoProvider>,
+    /// Whether a name nobody has a certificate for is refused.
+    strict: bool,
+}
+
+/// Certificates by name.
+struct Table {
     by_name: HashMap<String, Vec<Arc<CertifiedKey>>>,
     default: Vec<Arc<CertifiedKey>>,
 }
 
 impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resolver").field("names", &self.by_name.len()).finish_non_exhaustive()
+        f.debug_struct("Resolver").field("strict", &self.strict).finish_non_exhaustive()
     }
 }
 
 impl Resolver {
-    pub(super) fn new(certificates: &[Certificate], provider: &CryptoProvider) -> Result<Self, TlsError> {
+    pub(super) fn new(tls: &TlsServer, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
+        let table = RwLock::new(Arc::new(Table::new(&tls.certificates, provider)?));
+        Ok(Self { table, provider: Arc::clone(provider), strict: tls.strict_sni })
+    }
+
+    pub(super) fn is_strict(&self) -> bool {
+        self.strict
+    }
+
+    /// Whether there is a certificate for who asks for this name, or for none.
+    pub(super) fn knows(&self, name: Option<&str>) -> bool {
+        !self.table().candidates(name, self.strict).is_empty()
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves these certificates from now on.
+    ///
+    /// # Errors
+    /// A key that the library refuses; the old certificates stay.
+    pub fn replace(&self, certificates: &[Certificate]) -> Result<(), TlsError> {
+        let table = Arc::new(Table::new(certificates, &self.provider)?);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        Ok(())
+    }
+}
+
+impl Table {
+    fn new(certificates: &[Certificate], provider: &CryptoProvider) -> Result<Self, TlsError> {
         let mut by_name: HashMap<String, Vec<Arc<CertifiedKey>>> = HashMap::new();
         let mut all = Vec::new();
         for certificate in certificates {
@@ -46,20 +84,22 @@ impl Resolver {
         Ok(Self { by_name, default })
     }
 
-    fn candidates(&self, name: Option<&str>) -> &[Arc<CertifiedKey>] {
-        let Some(name) = name else { return &self.default };
+    fn candidates(&self, name: Option<&str>, strict: bool) -> &[Arc<CertifiedKey>] {
+        let otherwise = if strict { &[][..] } else { &self.default };
+        let Some(name) = name else { return otherwise };
         let name = name.to_ascii_lowercase();
         if let Some(found) = self.by_name.get(&name) {
             return found;
         }
         let wildcard = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
-        wildcard.and_then(|wildcard| self.by_name.get(&wildcard)).unwrap_or(&self.default)
+        wildcard.and_then(|wildcard| self.by_name.get(&wildcard)).map_or(otherwise, Vec::as_slice)
     }
 }
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let candidates = self.candidates(hello.server_name());
+        let table = self.table();
+        let candidates = table.candidates(hello.server_name(), self.strict);
         let usable = candidates.iter().find(|key| key.key.choose_scheme(hello.signature_schemes()).is_some());
         usable.or(candidates.first()).cloned()
     }

@@ -1,7 +1,9 @@
 //! The worker's main thread: starts the serving threads and follows the master's orders.
 //! Called by the hidden `worker` subcommand. Never touches a client's byte.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
@@ -9,21 +11,20 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_rustls::TlsAcceptor;
 
 use super::WorkerError;
 use super::capacity::{Capacity, Limits};
 use super::moving::{self, Arrival, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
 use super::thread::{self, Order, Setup, Shared};
-use crate::config::Bundle;
+use crate::config::{Bundle, Certificate};
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
 use crate::handoff::{Channel, HandoffError};
 use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
 use crate::stats::StatsPage;
-use crate::tls::{self, TicketKeys};
+use crate::tls::{self, Resolver, TicketKeys};
 use crate::upstream::Checks;
 
 /// How long connections get to notice that the worker stops.
@@ -79,6 +80,9 @@ struct Worker {
     departure: Departure,
     successor: watch::Sender<Option<Arc<Channel>>>,
     tickets: Arc<TicketKeys>,
+    /// What chooses certificates, per frontend.
+    resolvers: Vec<Option<Arc<Resolver>>>,
+    page: Arc<StatsPage>,
     logger: Logger,
     log_thread: LogThread,
     checks: Checks,
@@ -116,23 +120,25 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
         },
         move |lines| memory.drop_log_lines(lines),
     );
-    let page = StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation);
+    let page = Arc::new(StatsPage::new(Arc::clone(&bundle), start.slots.clone(), memory, start.generation));
     let tickets = TicketKeys::from_raw(&start.ticket_keys, bundle.global.tickets.lifetime())?;
     let (orders, watching) = watch::channel(Order::Wait);
     let (departure, leaving) = Departure::new();
     let secured: Arc<[_]> = tls::client_settings(&bundle)?.into();
+    let acceptors = tls::acceptors(&bundle, &tickets)?;
+    let resolvers = acceptors.iter().map(|acceptor| acceptor.as_ref().map(|one| Arc::clone(one.resolver()))).collect();
     let shared = Shared {
         bundle: Arc::clone(&bundle),
         slots: start.slots.clone(),
         memory,
         lane: start.lane,
         threads: start.threads,
-        tls: acceptors(&bundle, &tickets)?,
+        tls: acceptors,
         secured: Arc::clone(&secured),
         limits: limits(&bundle, start.maxconn),
         logger: logger.clone(),
         active: Arc::new(AtomicU32::new(0)),
-        page: Arc::new(page),
+        page: Arc::clone(&page),
         orders: watching,
         departure: departure.clone(),
     };
@@ -140,7 +146,21 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
     let (queues, successor) = (listeners.len(), watch::channel(None).0);
     let checks =
         Checks { bundle: Arc::clone(&bundle), slots: start.slots, memory, secured, generation: start.generation };
-    Ok((Worker { orders, crew, queues, departure, successor, tickets, logger, log_thread, checks, bundle }, leaving))
+    let worker = Worker {
+        orders,
+        crew,
+        queues,
+        departure,
+        successor,
+        tickets,
+        resolvers,
+        page,
+        logger,
+        log_thread,
+        checks,
+        bundle,
+    };
+    Ok((worker, leaving))
 }
 
 impl Crew {
@@ -195,9 +215,13 @@ fn muster(shared: &Shared, listeners: &[(ListenerOwner, OwnedFd)]) -> std::io::R
     Ok(Crew { threads, ready, serving, arrivals, ended, accepting })
 }
 
-fn acceptors(bundle: &Bundle, keys: &Arc<TicketKeys>) -> Result<Vec<Option<TlsAcceptor>>, WorkerError> {
-    let configs = tls::server_configs(bundle, keys)?;
-    Ok(configs.into_iter().map(|config| config.map(TlsAcceptor::from)).collect())
+/// The certificates in a file that other workers may be reading, too: its position is theirs as well.
+fn read_certificates(fd: OwnedFd) -> std::io::Result<Vec<Certificate>> {
+    let file = File::from(fd);
+    let length = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
+    let mut text = vec![0; length];
+    file.read_exact_at(&mut text, 0)?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 /// The limits each frontend's connections count against.
@@ -279,6 +303,16 @@ impl Worker {
         });
     }
 
+    /// Serves other certificates; a frontend that is not here any more needs none.
+    fn exchange(&self, frontend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
+        let place = self.bundle.frontends.iter().position(|known| known.name == frontend);
+        let Some(resolver) = place.and_then(|place| self.resolvers.get(place)?.as_ref()) else { return Ok(()) };
+        let certificates = read_certificates(fd).map_err(WorkerError::Bundle)?;
+        resolver.replace(&certificates)?;
+        self.page.exchange_certificates(frontend, &certificates);
+        Ok(())
+    }
+
     fn obey(&self, channel: &Arc<Channel>, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
         match (message, fd) {
             (ToWorker::Check, _) => self.check_servers(channel),
@@ -302,6 +336,11 @@ impl Worker {
             (ToWorker::Predecessor, Some(fd)) => {
                 let reception = Reception::new(Arc::clone(&self.bundle), self.crew.arrivals.clone());
                 tokio::spawn(reception.receive_all(Channel::from_fd(fd)));
+            }
+            (ToWorker::Certificates(frontend), Some(fd)) => {
+                if let Err(error) = self.exchange(&frontend, fd) {
+                    self.logger.event(Severity::Error, &format!("the old certificates stay: {error}"));
+                }
             }
             (ToWorker::TicketKeys(keys), _) => {
                 if let Err(error) = self.tickets.replace(&keys) {

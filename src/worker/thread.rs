@@ -12,7 +12,6 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio_rustls::TlsAcceptor;
 
 use super::accept::{Accepted, Listener, accept_all};
 use super::capacity::{Capacity, Limits, Permits};
@@ -23,7 +22,7 @@ use crate::handoff::messages::{ListenerOwner, Slots};
 use crate::logging::Logger;
 use crate::proxy::{self, Departure, Site, Spare, TICK, Thread, Timers};
 use crate::stats::{self, Door, Memory, StatsPage};
-use crate::tls::ClientSettings;
+use crate::tls::{Acceptor, ClientSettings};
 use crate::upstream;
 
 /// Connections to the statistics page a thread holds at most.
@@ -65,7 +64,7 @@ pub struct Shared {
     /// How many threads serve.
     pub threads: usize,
     /// TLS per frontend.
-    pub tls: Vec<Option<TlsAcceptor>>,
+    pub tls: Vec<Option<Acceptor>>,
     /// TLS towards servers, per backend.
     pub secured: Arc<[Option<ClientSettings>]>,
     /// Limits per frontend.

@@ -1,0 +1,336 @@
+//! Certificates whose files change: looked for twice a second, sent to the workers once they are whole.
+//! Run beside `lifecycle`, which it tells. Never exchanges a certificate for one that could not be served.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::events::Event;
+use super::lifecycle::Master;
+use crate::config::{Bundle, Certificate, Expiry, Frontend, TlsServer, read_certificates};
+use crate::handoff::memory_file;
+use crate::handoff::messages::ToWorker;
+use crate::logging::Severity;
+
+/// How often files are looked at: what is new is served within a second.
+const EVERY: Duration = Duration::from_millis(500);
+/// After how many looks files that could not be used are read again though they look the same: a disk may have failed
+/// for a while.
+const AGAIN: u32 = 20;
+
+/// What tells one state of a file from another: place, size and time of the last change, that of rights included.
+type Mark = (u64, u64, u64, i64, i64);
+
+/// Whose files were looked at, and by which watch: one that has been replaced is not listened to any more.
+pub(super) struct Sight {
+    watch: u64,
+    frontend: String,
+}
+
+/// What a look found.
+pub(super) enum Found {
+    /// Other certificates, all of which can be used.
+    New(Vec<Certificate>),
+    /// Something that cannot be served, and why.
+    Unusable(String),
+}
+
+/// One frontend's files as they were.
+struct Watched {
+    frontend: String,
+    tls: TlsServer,
+    marks: Vec<Option<Mark>>,
+    /// How often the files have been seen like this.
+    seen: u32,
+    /// What is wrong with them, once it has been told.
+    told: Option<String>,
+}
+
+/// Looks after the certificates of one configuration; ends with it.
+#[derive(Default)]
+pub(super) struct Watch {
+    number: u64,
+    task: Option<AbortHandle>,
+}
+
+impl Watch {
+    /// Looks after another configuration from now on, as far as it wants that.
+    pub(super) fn turn_to(&mut self, bundle: &Bundle, events: &mpsc::UnboundedSender<Event>) {
+        let number = self.number + 1;
+        let watched: Vec<_> = bundle.frontends.iter().filter_map(Watched::new).collect();
+        let task = (!watched.is_empty()).then(|| tokio::spawn(look(number, watched, events.clone())).abort_handle());
+        *self = Self { number, task };
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+async fn look(watch: u64, mut watched: Vec<Watched>, events: mpsc::UnboundedSender<Event>) {
+    loop {
+        // A disk may be slow; the event loop must not wait for it.
+        let looked = tokio::task::spawn_blocking(move || {
+            let look = |one: &mut Watched| {
+                let found = one.look()?;
+                Some(Event::Certificates(Sight { watch, frontend: one.frontend.clone() }, found))
+            };
+            let news: Vec<_> = watched.iter_mut().filter_map(look).collect();
+            (watched, news)
+        });
+        let Ok((back, news)) = looked.await else { return };
+        watched = back;
+        for event in news {
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn marks(tls: &TlsServer) -> Vec<Option<Mark>> {
+    let named = tls.sources.iter().flat_map(|(file, key)| [Some(file), key.as_ref()]).flatten();
+    let mut marks: Vec<_> = named.map(|path| mark(path)).collect();
+    if let Some(folder) = &tls.cert_dir {
+        marks.push(mark(folder));
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut entries: Vec<_> = entries.map(|entry| entry.path()).collect();
+        entries.sort_unstable();
+        marks.extend(entries.iter().map(|path| mark(path)));
+    }
+    marks
+}
+
+impl Watched {
+    fn new(frontend: &Frontend) -> Option<Self> {
+        let tls = frontend.tls.as_ref().filter(|tls| tls.watch)?.clone();
+        // Not looked at before: what changed since the configuration was read is found the first time.
+        Some(Self { frontend: frontend.name.clone(), tls, marks: Vec::new(), seen: 0, told: None })
+    }
+
+    /// What there is to tell of a change.
+    fn look(&mut self) -> Option<Found> {
+        if !self.wants_reading(marks(&self.tls)) {
+            return None;
+        }
+        let read = read_certificates(&self.tls);
+        // Else somebody is still writing: a later look sees the end of it.
+        let quiet = marks(&self.tls) == self.marks;
+        if quiet { self.judge(read) } else { None }
+    }
+
+    /// Whether files with these marks have to be read. Those that are new are, and once more at the next look: what
+    /// was written within the same tick of the clock leaves no other mark.
+    fn wants_reading(&mut self, marks: Vec<Option<Mark>>) -> bool {
+        if marks != self.marks {
+            (self.marks, self.seen) = (marks, 0);
+        }
+        self.seen = self.seen.saturating_add(1);
+        self.seen <= 2 || (self.told.is_some() && self.seen.is_multiple_of(AGAIN))
+    }
+
+    fn judge(&mut self, read: Result<Vec<Certificate>, String>) -> Option<Found> {
+        match read {
+            Ok(certificates) => {
+                self.told = None;
+                if certificates == self.tls.certificates {
+                    return None;
+                }
+                self.tls.certificates.clone_from(&certificates);
+                Some(Found::New(certificates))
+            }
+            // Half a file, or a certificate before its key, is none of anybody's business unless it stays.
+            Err(_) if self.seen < 2 => None,
+            Err(problem) if self.told.as_ref() == Some(&problem) => None,
+            Err(problem) => {
+                self.told = Some(problem.clone());
+                Some(Found::Unusable(problem))
+            }
+        }
+    }
+}
+
+/// Follows links: certbot and Kubernetes exchange those, not the files.
+fn mark(path: &Path) -> Option<Mark> {
+    let about = fs::metadata(path).ok()?;
+    Some((about.dev(), about.ino(), about.size(), about.ctime(), about.ctime_nsec()))
+}
+
+/// Which warnings of certificates that end have been given today.
+#[derive(Default)]
+pub(super) struct Warned {
+    day: u64,
+    lines: HashSet<String>,
+}
+
+impl Warned {
+    /// What is to be told now of certificates that end: each once a day.
+    fn news(&mut self, expiries: &[Expiry], now: Duration) -> Vec<String> {
+        if !self.is_of(now) {
+            *self = Self { day: day(now), lines: HashSet::new() };
+        }
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let warnings = expiries.iter().filter_map(|expiry| expiry.warning(now));
+        warnings.filter(|line| self.lines.insert(line.clone())).collect()
+    }
+
+    fn is_of(&self, now: Duration) -> bool {
+        self.day == day(now)
+    }
+}
+
+/// Days since 1970.
+fn day(now: Duration) -> u64 {
+    now.as_secs() / (24 * 3600)
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+impl Master {
+    /// A look at the files of a frontend had a result. What is right is served by every worker from now on.
+    pub(super) fn exchange(&mut self, sight: &Sight, found: Found) {
+        if sight.watch != self.certificates.number {
+            return;
+        }
+        let name = &sight.frontend;
+        let result = match found {
+            Found::New(certificates) => self.serve_certificates(name, certificates),
+            Found::Unusable(problem) => Err(problem),
+        };
+        match result {
+            Ok(change) => self.say(Severity::Notice, &format!("frontend {name}: {change}")),
+            Err(problem) => {
+                self.say(Severity::Error, &format!("frontend {name}: the certificates stay as they are: {problem}"));
+            }
+        }
+        self.warn_of_expiry();
+    }
+
+    /// Returns what has changed.
+    fn serve_certificates(&mut self, frontend: &str, certificates: Vec<Certificate>) -> Result<String, String> {
+        self.send_certificates(frontend, &certificates).map_err(|error| error.to_string())?;
+        let known = self.bundle.frontends.iter().find(|known| known.name == frontend);
+        let old = known.and_then(|known| known.tls.as_ref()).map_or(&[][..], |tls| &tls.certificates);
+        let change = difference(old, &certificates);
+        // Whoever replaces a worker that dies serves them, too.
+        self.bundle = Arc::new(exchanged(&self.bundle, frontend, certificates));
+        Ok(change)
+    }
+
+    fn send_certificates(&self, frontend: &str, certificates: &[Certificate]) -> io::Result<()> {
+        let mut file = memory_file("certificates")?;
+        file.write_all(&serde_json::to_vec(certificates)?)?;
+        self.workers.tell_serving(&ToWorker::Certificates(frontend.to_owned()), file.as_fd());
+        Ok(())
+    }
+
+    /// Tells of certificates that end, or have ended, when that has not been told today.
+    pub(super) fn warn_of_expiry(&mut self) {
+        let expiries = self.bundle.expiries();
+        for line in self.warned.news(&expiries, now()) {
+            self.say(Severity::Warning, &line);
+        }
+    }
+
+    /// The same, once a day.
+    pub(super) fn warn_daily(&mut self) {
+        if !self.warned.is_of(now()) {
+            self.warn_of_expiry();
+        }
+    }
+}
+
+/// What the log says of an exchange.
+fn difference(old: &[Certificate], new: &[Certificate]) -> String {
+    let fresh: Vec<_> = new.iter().filter(|one| !old.contains(one)).collect();
+    let gone: Vec<_> = old.iter().filter(|one| !new.iter().any(|other| other.path == one.path)).collect();
+    match (fresh.is_empty(), gone.is_empty()) {
+        (true, _) => format!("no more certificates for {}", names(&gone)),
+        (false, true) => format!("new certificates for {}", names(&fresh)),
+        (false, false) => format!("new certificates for {}; no more for {}", names(&fresh), names(&gone)),
+    }
+}
+
+/// The first few names of certificates.
+fn names(certificates: &[&Certificate]) -> String {
+    const SHOWN: usize = 8;
+    let all: Vec<_> = certificates.iter().flat_map(|one| &one.names).map(String::as_str).collect();
+    let shown = all[..all.len().min(SHOWN)].join(", ");
+    if all.len() > SHOWN { format!("{shown} and {} more", all.len() - SHOWN) } else { shown }
+}
+
+/// The configuration with other certificates of a frontend.
+fn exchanged(bundle: &Bundle, frontend: &str, certificates: Vec<Certificate>) -> Bundle {
+    let mut bundle = bundle.clone();
+    let tls = bundle.frontends.iter_mut().find(|known| known.name == frontend).and_then(|known| known.tls.as_mut());
+    if let Some(tls) = tls {
+        tls.certificates = certificates;
+    }
+    bundle
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exchange_is_told_by_what_changed() {
+        let certificate = |path: &str, names: &[&str], key: u8| Certificate {
+            path: path.into(),
+            chain: Vec::new(),
+            key: vec![key],
+            key_format: crate::config::KeyFormat::Pkcs8,
+            names: names.iter().map(ToString::to_string).collect(),
+            not_after: 0,
+        };
+        let (a, b) = (certificate("a.pem", &["a.example", "*.a.example"], 1), certificate("b.pem", &["b.example"], 2));
+        let newer = certificate("a.pem", &["a.example"], 3);
+        let many = certificate("c.pem", &["1", "2", "3", "4", "5", "6", "7", "8", "9"], 4);
+        let both = [a.clone(), b.clone()];
+        for (old, new, expected) in [
+            (&both[..1], &both[..], "new certificates for b.example"),
+            (&both[..], &both[1..], "no more certificates for a.example, *.a.example"),
+            (&both[..1], &[newer.clone()][..], "new certificates for a.example"),
+            (&both[..], &[newer][..], "new certificates for a.example; no more for b.example"),
+            (&both[..0], &[many][..], "new certificates for 1, 2, 3, 4, 5, 6, 7, 8 and 1 more"),
+        ] {
+            assert_eq!(difference(old, new), expected);
+        }
+    }
+
+    #[test]
+    fn an_end_that_is_near_is_told_once_a_day() {
+        let day = Duration::from_secs(24 * 3600);
+        let expiry = |path: &str, days: i64| Expiry {
+            kind: Expiry::FRONTEND,
+            proxy: String::from("www"),
+            path: path.into(),
+            not_after: days * 24 * 3600,
+        };
+        let mut warned = Warned::default();
+        let mut all = vec![expiry("near.pem", 105), expiry("far.pem", 200)];
+        assert_eq!(warned.news(&all, day * 100), ["frontend www: the certificate of `near.pem` expires in 5 days"]);
+        assert!(warned.news(&all, day * 100).is_empty());
+        all.push(expiry("gone.pem", 99));
+        let gone = "frontend www: the certificate of `gone.pem` has expired";
+        assert_eq!(warned.news(&all, day * 100), [gone]);
+        assert!(warned.news(&all, day * 100).is_empty());
+        assert!(!warned.is_of(day * 101));
+        assert!(warned.news(&all, day * 101).contains(&gone.to_owned()));
+    }
+}

@@ -1,0 +1,64 @@
+//! The beginning of a client's TLS session.
+//! Called by `proxy` for each connection of a frontend that speaks TLS. Never reads what comes after the handshake.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::Acceptor as HelloReader;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
+
+use super::resolver::Resolver;
+
+/// An alert that ends a handshake before anything is encrypted, RFC 8446 section 5.1 and 6: a record of two bytes.
+const fn fatal(description: u8) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, description]
+}
+/// `missing_extension`, for who has to send a name and sends none (RFC 8446 section 9.2).
+const NO_NAME: [u8; 7] = fatal(109);
+/// `unrecognized_name` (RFC 6066 section 3).
+const UNKNOWN_NAME: [u8; 7] = fatal(112);
+
+/// Shakes hands for one frontend.
+#[derive(Clone)]
+pub struct Acceptor {
+    config: Arc<ServerConfig>,
+    resolver: Arc<Resolver>,
+}
+
+impl Acceptor {
+    pub(super) fn new(config: Arc<ServerConfig>, resolver: Arc<Resolver>) -> Self {
+        Self { config, resolver }
+    }
+
+    /// What chooses the certificates.
+    #[must_use]
+    pub fn resolver(&self) -> &Arc<Resolver> {
+        &self.resolver
+    }
+
+    /// Shakes hands.
+    ///
+    /// # Errors
+    /// Why there is no session; the client has been told.
+    pub async fn accept<IO>(&self, io: IO) -> io::Result<TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        if !self.resolver.is_strict() {
+            return TlsAcceptor::from(Arc::clone(&self.config)).accept(io).await;
+        }
+        // The library's own refusal would be `access_denied`.
+        let mut start = LazyConfigAcceptor::new(HelloReader::default(), io).await?;
+        let name = start.client_hello().server_name().map(str::to_owned);
+        if self.resolver.knows(name.as_deref()) {
+            return start.into_stream(Arc::clone(&self.config)).await;
+        }
+        let alert = if name.is_none() { NO_NAME } else { UNKNOWN_NAME };
+        start.io.write_all(&alert).await?;
+        start.io.shutdown().await?;
+        Err(io::Error::new(io::ErrorKind::InvalidData, "no certificate for the name asked for"))
+    }
+}
