@@ -327,16 +327,21 @@ fn what_is_kept_and_is_nothing_of_ours_is_let_go() {
     let mut supervisor = Supervisor::new(&site);
     let foreign = tempfile::tempfile().unwrap();
     (&foreign).write_all(b"something else").unwrap();
-    supervisor.store.insert("proxy-counters".into(), foreign.into());
+    supervisor.store.insert("proxy-legacy-1".into(), foreign.into());
     supervisor.store.insert("proxy-listener-1".into(), TcpListener::bind("127.0.0.1:0").unwrap().into());
     let stray = supervisor.store["proxy-listener-1"].try_clone().unwrap();
     let stray = TcpListener::from(stray).local_addr().unwrap();
-    let counters = supervisor.store.remove("proxy-counters").unwrap();
-    supervisor.store.insert("proxy-legacy".into(), counters);
     supervisor.start(&site, &[]);
     assert_eq!(get(site.address(), "/").status(), 200);
     assert_eq!(supervisor.count("proxy-listener-"), 1);
     assert!(refuses(stray), "a socket that nobody accepts from would make clients hang");
+    // And what is ours is kept instead of it.
+    let before = generation(&site.status());
+    supervisor.kill_all(&site);
+    supervisor.start(&site, &[]);
+    assert_eq!(generation(&site.status()), before + 1);
+    supervisor.catch_up();
+    assert_eq!(supervisor.store.len(), 3, "{:?}", supervisor.store.keys());
 }
 
 #[test]

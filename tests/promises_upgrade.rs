@@ -175,6 +175,34 @@ fn promise_27_a_program_whose_workers_cannot_serve_gives_everything_back() {
     load.must_have_succeeded(200);
 }
 
+/// What a program that this process executes would have beside stdin, stdout and stderr.
+fn inheritable(process: u32) -> Vec<PathBuf> {
+    let folder = PathBuf::from(format!("/proc/{process}"));
+    let numbers = fs::read_dir(folder.join("fdinfo")).unwrap().map(|entry| entry.unwrap().file_name());
+    let later = numbers.filter(|number| number.to_str().unwrap().parse::<u32>().unwrap() > 2);
+    let closed_on_exec = |info: String| {
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        u32::from_str_radix(flags.trim(), 8).unwrap() & 0o2_000_000 != 0
+    };
+    let left = later.filter(|number| {
+        fs::read_to_string(folder.join("fdinfo").join(number)).is_ok_and(|info| !closed_on_exec(info))
+    });
+    left.map(|number| fs::read_link(folder.join("fd").join(number)).unwrap()).collect()
+}
+
+#[test]
+fn no_program_leaves_the_next_one_more_than_it_means_to() {
+    let site = site();
+    let daemon = launch(&site, &[], &[]);
+    // Whoever started us may have left something, too.
+    let before = inheritable(daemon.pid());
+    for _ in 0..3 {
+        upgraded(&site);
+    }
+    assert_eq!(inheritable(daemon.pid()), before);
+    assert_eq!(inheritable(serving(&site.status())), before);
+}
+
 #[test]
 fn a_configuration_that_is_broken_on_disk_is_found_before_anything_happens() {
     let site = site();

@@ -13,11 +13,9 @@ use super::legacy::{Legacy, LegacyFile};
 use super::lifecycle::Master;
 use crate::logging::Severity;
 
-/// Name of the counters.
-const COUNTERS: &str = "proxy-counters";
-/// Name of the legacy.
-const LEGACY: &str = "proxy-legacy";
-/// How names of listening sockets begin; the inode follows.
+/// How the names of what is kept begin; the inode follows: what takes the place of something has another name.
+const COUNTERS: &str = "proxy-counters-";
+const LEGACY: &str = "proxy-legacy-";
 const LISTENER: &str = "proxy-listener-";
 
 /// What the supervisor has of ours.
@@ -30,7 +28,7 @@ pub(super) struct Store {
 impl Store {
     /// Whether a name that comes with a descriptor is one of those that we give.
     pub(super) fn gave(name: &str) -> bool {
-        name == COUNTERS || name == LEGACY || name.starts_with(LISTENER)
+        [COUNTERS, LEGACY, LISTENER].iter().any(|kind| name.starts_with(kind))
     }
 
     /// Whether clients can still connect when this process has closed its sockets.
@@ -63,9 +61,9 @@ impl Store {
     }
 }
 
-/// The name of a listening socket: no other has it as long as this one lives.
-fn listener_name(socket: &impl AsFd) -> Option<String> {
-    Some(format!("{LISTENER}{}", fstat(socket).ok()?.st_ino))
+/// A descriptor with its name, which no other of its kind has as long as this one lives.
+fn named<'a>(kind: &str, fd: &'a impl AsFd) -> Option<(String, BorrowedFd<'a>)> {
+    Some((format!("{kind}{}", fstat(fd).ok()?.st_ino), fd.as_fd()))
 }
 
 impl Master {
@@ -79,14 +77,14 @@ impl Master {
             if let Err(error) = self.write_legacy(&mut store) {
                 self.say(Severity::Warning, &format!("TLS sessions would not outlive this process: {error}"));
             }
-            let mut wanted = vec![(COUNTERS.to_owned(), self.blank.counters.as_fd())];
             let legacy = store.legacy.as_ref().map(|legacy| legacy.file.try_clone());
             let legacy: Option<File> = legacy.and_then(Result::ok);
-            wanted.extend(legacy.as_ref().map(|file| (LEGACY.to_owned(), file.as_fd())));
+            let files = [named(COUNTERS, &*self.blank.counters), legacy.as_ref().and_then(|file| named(LEGACY, file))];
+            let mut wanted: Vec<_> = files.into_iter().flatten().collect();
             let sockets = self.listeners.iter().map(|listener| &listener.socket);
             // What a socket unit gave us it keeps itself.
             let ours = sockets.filter(|socket| socket.name().is_none());
-            wanted.extend(ours.filter_map(|socket| Some((listener_name(socket)?, socket.as_fd()))));
+            wanted.extend(ours.filter_map(|socket| named(LISTENER, &**socket)));
             store.update(&wanted);
         } else if !self.is_ending() {
             store.update(&[]);

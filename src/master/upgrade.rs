@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat, stat};
-use nix::unistd::{dup, dup2_stdin, execv};
+use nix::unistd::{dup2_stdin, execv};
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
@@ -317,7 +317,8 @@ pub(super) fn execute(path: &Path, options: &Options, estate: &OwnedFd) -> Resul
     if options.quiet {
         argv.push(c"-q".into());
     }
-    let stdin: Option<OwnedFd> = dup(std::io::stdin().as_fd()).ok();
+    // Closed on exec, unlike what dup(2) makes: it is for us alone.
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().ok();
     dup2_stdin(estate).map_err(failed)?;
     // They would find no handler until the new program has installed its own: pending until then.
     let signals = events::signals();
