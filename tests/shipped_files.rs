@@ -57,6 +57,14 @@ fn warnings(site: &Site) -> String {
 }
 
 #[test]
+fn promise_17_and_25_the_unit_keeps_paths_for_the_next_master_and_keys_off_the_disk() {
+    let unit = read("systemd/proxy.service");
+    for line in ["RuntimeDirectoryPreserve=restart", "LimitCORE=0"] {
+        assert!(unit.lines().any(|here| here == line), "{line}");
+    }
+}
+
+#[test]
 fn the_default_configuration_passes_without_a_warning() {
     assert_eq!(warnings(&installed(&read("etc/proxy.toml"))), "");
 }
