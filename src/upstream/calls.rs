@@ -2,7 +2,7 @@
 //! Filled by `Backend::connect`, asked before it. Never opens a connection.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future as _;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -112,9 +112,11 @@ impl Calls {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(64 * 1024)
-            .max_send_buffer_size(SEND_BUFFER);
+            .max_send_buffer_size(SEND_BUFFER)
+            .initial_max_send_streams(0);
         self.refused.set(false);
-        let (send, connection) = builder.handshake(stream).await?;
+        let (send, mut connection) = builder.handshake(stream).await?;
+        settle(&send, &mut connection).await?;
         let open_to_more = Arc::new(AtomicBool::new(true));
         tokio::task::spawn_local(drive(connection, Arc::clone(&open_to_more)));
         let line = Arc::new(Line {
@@ -138,6 +140,20 @@ impl Calls {
             line.open_to_more.load(Relaxed) && (line.open.load(Relaxed) > 0 || idle < patience) && !all
         });
     }
+}
+
+/// Waits until the server has said how many requests it takes at a time: what is sent before waits behind others on a
+/// connection that is full, for ever if those are streams that never end.
+async fn settle(send: &SendRequest<Bytes>, connection: &mut Connection<ServerStream, Bytes>) -> Result<(), h2::Error> {
+    poll_fn(|cx| {
+        let turned = Pin::new(&mut *connection).poll(cx);
+        if send.current_max_send_streams() > 0 {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(turned)?;
+        Poll::Ready(Err(Reason::NO_ERROR.into()))
+    })
+    .await
 }
 
 /// Turns a connection's frames until it ends: when the server says so, or nobody needs it any more.

@@ -154,8 +154,9 @@ impl Backend {
             }
             _ => return Err(ConnectError::Failed(io::Error::other("the server does not speak HTTP/2"))),
         }
-        let call = known.calls.open(stream).await.map_err(|error| ConnectError::Failed(io::Error::other(error)))?;
-        Ok(call.into())
+        let call = tokio::time::timeout(self.config().connect_timeout, known.calls.open(stream)).await;
+        let call = call.map_err(|_elapsed| ConnectError::TimedOut)?;
+        Ok(call.map_err(|error| ConnectError::Failed(io::Error::other(error)))?.into())
     }
 
     async fn open(&self, server: usize, introduction: &[u8]) -> Result<ServerStream, ConnectError> {
