@@ -4,170 +4,19 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{IoSliceMut, Read as _, Write as _};
-use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustls::HandshakeKind;
 use rustls::version::TLS13;
 use support::client::{Client, get};
 use support::origin::Origin;
+use support::supervisor::{Supervisor, asking, is_answered};
 use support::tls::{Pair, TlsClient};
-use support::{PATIENCE, PROXY, Port, Site, await_end, code, generation, pid, refuses, serving, text};
-
-/// What systemd is to a service: it hears notifications, keeps what it is given, and gives it back at the next start.
-struct Supervisor {
-    path: PathBuf,
-    socket: UnixDatagram,
-    store: BTreeMap<String, OwnedFd>,
-    child: Option<Child>,
-}
-
-impl Supervisor {
-    fn new(site: &Site) -> Self {
-        let path = site.path("notify");
-        let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        Self { path, socket, store: BTreeMap::new(), child: None }
-    }
-
-    /// Starts the service with all that is kept, and with sockets of a socket unit by name; returns when it is ready.
-    fn start(&mut self, site: &Site, units: &[(&str, &TcpListener)]) -> u32 {
-        self.catch_up();
-        let units =
-            units.iter().map(|(name, socket)| ((*name).to_owned(), socket.as_fd().try_clone_to_owned().unwrap()));
-        let kept = self.store.iter().map(|(name, fd)| (name.clone(), fd.try_clone().unwrap()));
-        let (sockets, files): (Vec<_>, Vec<_>) = units.chain(kept).partition(|(_, fd)| is_socket(fd));
-        assert!(sockets.len() <= 2, "a socket travels as stdin or stdout");
-        let mut names: Vec<_> = sockets.iter().map(|(name, _)| name.clone()).collect();
-        let mut script = String::new();
-        for (place, _) in sockets.iter().enumerate() {
-            script += &format!("exec {}<&{place}; ", place + 3);
-        }
-        for (place, (name, fd)) in files.iter().enumerate() {
-            let from = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
-            script += &format!("exec {}<>{from}; ", place + 3 + sockets.len());
-            names.push(name.clone());
-        }
-        let count = names.len();
-        if count > 0 {
-            script += &format!("export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES='{}'; ", names.join(":"));
-        }
-        script += "exec </dev/null >/dev/null; exec \"$0\" \"$@\"";
-        let mut command = Command::new("sh");
-        command.args(["-c", &script, PROXY, "run", "-q", "-f"]).arg(site.config());
-        command.env("NOTIFY_SOCKET", &self.path).env("INVOCATION_ID", "0123456789abcdef0123456789abcdef");
-        let mut sockets = sockets.into_iter().map(|(_, socket)| Stdio::from(socket));
-        command.stdin(sockets.next().unwrap_or_else(Stdio::null));
-        command.stdout(sockets.next().unwrap_or_else(Stdio::null));
-        let child = self.child.insert(command.spawn().unwrap()).id();
-        self.hear_until(|lines| lines.contains(&"READY=1"));
-        child
-    }
-
-    /// Hears notifications until one of them is what is waited for.
-    fn hear_until(&mut self, wanted: impl Fn(&[&str]) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            assert!(Instant::now() < deadline, "never heard it; kept: {:?}", self.store.keys());
-            let Some((said, fds)) = self.hear() else { continue };
-            self.obey(&said, fds);
-            if wanted(&said.lines().collect::<Vec<_>>()) {
-                return;
-            }
-        }
-    }
-
-    /// Hears everything that has been said.
-    fn catch_up(&mut self) {
-        while let Some((said, fds)) = self.hear() {
-            self.obey(&said, fds);
-        }
-    }
-
-    fn obey(&mut self, said: &str, fds: Vec<OwnedFd>) {
-        let name = said.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or_default().to_owned();
-        if said.lines().any(|line| line == "FDSTORE=1") {
-            for fd in fds {
-                assert!(self.store.insert(name.clone(), fd).is_none(), "{name} is given twice");
-            }
-        }
-        if said.lines().any(|line| line == "FDSTOREREMOVE=1") {
-            assert!(self.store.remove(&name).is_some(), "{name} was not kept");
-        }
-    }
-
-    fn hear(&self) -> Option<(String, Vec<OwnedFd>)> {
-        let (mut bytes, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))]);
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let message = recvmsg(&self.socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
-        let mut fds = Vec::new();
-        for item in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(received) = item {
-                fds.extend(received);
-            }
-        }
-        Some((text(&bytes[..message.bytes]), fds))
-    }
-
-    fn count(&self, prefix: &str) -> usize {
-        self.store.keys().filter(|name| name.starts_with(prefix)).count()
-    }
-
-    /// Everything that keeps a process of the service ends, the hard way.
-    fn kill_all(&mut self, site: &Site) {
-        let worker = serving(&site.status());
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // A worker without a master ends by itself, but later than this test can wait.
-        let _ = kill(pid(worker), Signal::SIGKILL);
-        await_end(worker);
-    }
-
-    /// As `systemctl restart` and `stop` begin.
-    fn terminate(&mut self) {
-        let mut child = self.child.take().unwrap();
-        kill(pid(child.id()), Signal::SIGTERM).unwrap();
-        assert!(child.wait().unwrap().success());
-    }
-}
-
-impl Drop for Supervisor {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = kill(pid(child.id()), Signal::SIGTERM);
-            let _ = child.wait();
-        }
-    }
-}
-
-fn is_socket(fd: &OwnedFd) -> bool {
-    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().to_string_lossy().starts_with("socket:")
-}
-
-/// Connects and asks; nobody may be there to answer yet.
-fn asking(address: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(b"GET /queued HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
-    stream
-}
-
-fn is_answered(mut stream: TcpStream) -> bool {
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).is_ok_and(|_| answer.starts_with("HTTP/1.1 200") && answer.contains("/queued"))
-}
+use support::{PATIENCE, Port, Site, code, generation, pid, refuses};
 
 /// A site with TLS on its main address.
 fn encrypted(origin: &Origin) -> Site {

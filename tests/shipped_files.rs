@@ -150,6 +150,20 @@ fn the_example_of_tcp_mode_passes_without_a_warning() {
 }
 
 #[test]
+fn the_example_of_a_socket_unit_says_what_a_bind_has_to_and_is_enabled_by_nobody() {
+    let unit = read("etc/examples/proxy.socket");
+    let name = unit.lines().find_map(|line| line.strip_prefix("FileDescriptorName=")).unwrap();
+    let bind = unit.lines().find_map(|line| line.split_once("in a frontend: ")).unwrap().1;
+    assert!(bind.contains(&format!("{{ fd-name = \"{name}\" }}")), "{bind}");
+    let site = Site::proxying(&[Port::new().address], "");
+    site.configure(&Site::text(&[Port::new().address], "").replace("bind = \"{port}\"", bind));
+    assert_eq!(warnings(&site), "");
+    // The package enables whatever unit it finds there.
+    let units: Vec<_> = fs::read_dir(shipped("systemd")).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(units, ["proxy.service"]);
+}
+
+#[test]
 fn error_pages_are_whole_responses_with_true_line_ends() {
     for status in PAGES {
         let page = read(&format!("etc/errors/{status}.http"));

@@ -18,6 +18,11 @@ use super::section::{Section, Text, as_section, as_text};
 const BACKLOG: u32 = 4096;
 /// Bytes of a Unix socket's path (unix(7): 107), less what the name it is bound under first has on top.
 const LONGEST_PATH: usize = 107 - ".4294967295.tmp".len();
+/// Bytes of the name that a descriptor can have (systemd's FDNAME_MAX).
+const LONGEST_NAME: usize = 255;
+
+/// How the names of descriptors begin that the daemon itself has the supervisor keep: counters, legacy, listeners.
+pub const KEPT_NAMES: [&str; 3] = ["proxy-counters-", "proxy-legacy-", "proxy-listener-"];
 
 /// One listening address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +60,8 @@ pub enum Address {
     Internet(SocketAddr),
     /// A path in the file system.
     Unix(PathBuf),
+    /// Wherever the supervisor put the sockets that it passes under this name (sd_listen_fds(3)).
+    Passed(String),
 }
 
 impl fmt::Display for Address {
@@ -62,6 +69,7 @@ impl fmt::Display for Address {
         match self {
             Self::Internet(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Passed(name) => write!(f, "fd-name `{name}`"),
         }
     }
 }
@@ -106,14 +114,9 @@ pub(super) fn binds(section: &mut Section<'_>) -> Vec<Bind> {
 }
 
 fn table(mut section: Section<'_>) -> Option<Bind> {
-    let text = section.text("address");
-    if section.value("address").is_none() {
-        section.report.error(section.span.clone(), "a bind without an address", "add address = \"*:80\"");
-    }
-    let address = text.as_ref().and_then(|text| address(text, &section));
-    if let Some(address) = &address {
-        suit(address, &mut section);
-    }
+    let passed = section.value("fd-name").is_some();
+    let text = section.text(if passed { "fd-name" } else { "address" });
+    let address = if passed { fd_name(text.as_ref(), &mut section) } else { written(text.as_ref(), &mut section) };
     let v6only = section.boolean("v6only").unwrap_or(false);
     let interface = section.text("interface").and_then(|name| interface(name, &section));
     let access = access(&mut section);
@@ -131,7 +134,7 @@ fn sources(address: &Address, section: &mut Section<'_>) -> Vec<Source> {
         let (source, fix) = match (address, text.text.as_str()) {
             (Address::Unix(_), "unix") => (Some(Source::Unix), String::new()),
             (Address::Unix(_), _) => (None, String::from("who comes by a Unix socket has no address: write \"unix\"")),
-            (Address::Internet(_), text) => match Network::parse(text) {
+            (Address::Internet(_) | Address::Passed(_), text) => match Network::parse(text) {
                 Ok(network) => (Some(Source::Network(network)), String::new()),
                 Err(fix) => (None, fix),
             },
@@ -146,6 +149,43 @@ fn sources(address: &Address, section: &mut Section<'_>) -> Vec<Source> {
         section.report.error(section.place("accept-proxy"), "nobody is named", fix);
     }
     sources
+}
+
+fn written(text: Option<&Text>, section: &mut Section<'_>) -> Option<Address> {
+    if section.value("address").is_none() {
+        let fix = "add address = \"*:80\", or fd-name = \"proxy.socket\"";
+        section.report.error(section.span.clone(), "a bind without an address", fix);
+    }
+    let address = text.and_then(|text| address(text, section));
+    if let Some(address) = &address {
+        suit(address, section);
+    }
+    address
+}
+
+/// The name of sockets that the supervisor passes: what systemd takes for one, and none that is ours.
+fn fd_name(text: Option<&Text>, section: &mut Section<'_>) -> Option<Address> {
+    section.refuse(
+        &["address", "v6only", "interface", "mode", "user", "group"],
+        "is for whoever makes the socket to say",
+        "leave it out, or leave `fd-name` out",
+    );
+    let instead = "write the address instead of `fd-name`: sockets of a unit are found by theirs, too";
+    section.refuse(&["accept-proxy"], "belongs to an address", instead);
+    let text = text?;
+    let name = &text.text;
+    let is_one = (1..=LONGEST_NAME).contains(&name.len())
+        && name.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+        && !name.contains(':');
+    let (problem, fix) = if !is_one {
+        ("cannot be the name of a descriptor", "write what FileDescriptorName= of the socket unit says")
+    } else if KEPT_NAMES.iter().any(|ours| name.starts_with(ours)) {
+        ("is a name for what the daemon itself has the supervisor keep", "give the socket another FileDescriptorName=")
+    } else {
+        return Some(Address::Passed(name.clone()));
+    };
+    section.report.error(text.span.clone(), format!("`{name}` {problem}"), fix);
+    None
 }
 
 /// Refuses what an address of this kind cannot have.
@@ -166,6 +206,8 @@ fn suit(address: &Address, section: &mut Section<'_>) {
                 section.refuse(&["v6only"], "means nothing for an IPv4 address", "leave it out");
             }
         }
+        // Says all of that itself.
+        Address::Passed(_) => {}
     }
 }
 

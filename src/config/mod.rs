@@ -36,7 +36,7 @@ pub use check::{Check, CheckMethod, HttpCheck};
 pub use ciphers::openssl_cipher;
 pub use expiry::Expiry;
 pub use expression::{Converter, Fetch, Piece, Template};
-pub use listen::{Access, Address, Bind, Source};
+pub use listen::{Access, Address, Bind, KEPT_NAMES, Source};
 pub use network::Network;
 pub use route::{Destination, Route, When};
 pub use rule::{Action, Redirect, Rule};

@@ -200,12 +200,12 @@ fn every_problem_of_a_file_is_told_at_once() {
 }
 
 #[test]
-fn binds_are_written_in_five_ways() {
+fn binds_are_written_in_six_ways() {
     let address = |text: &str| Address::Internet(text.parse().unwrap());
     let text = format!(
         "{BACKEND}[frontend.f]\nbackend = \"b\"\nbind = [\"*:1\", \":2\", \"127.0.0.1:3\", \"[::]:4\", \
          {{ address = \"[::1]:5\", v6only = true, backlog = 7, interface = \"lo\" }}, \"unix:/run/f.sock\", \
-         {{ address = \"unix:f.sock\", mode = \"0660\" }}]"
+         {{ address = \"unix:f.sock\", mode = \"0660\" }}, {{ fd-name = \"proxy.socket\", backlog = 9 }}]"
     );
     let binds = read(&text).unwrap().bundle.frontends.remove(0).binds;
     let got: Vec<_> = binds.iter().map(|bind| (bind.address.clone(), bind.v6only, bind.backlog)).collect();
@@ -218,6 +218,7 @@ fn binds_are_written_in_five_ways() {
         (address("[::1]:5"), true, 7),
         (Address::Unix("/run/f.sock".into()), false, 4096),
         (Address::Unix(beside.clone()), false, 4096),
+        (Address::Passed("proxy.socket".into()), false, 9),
     ];
     assert_eq!(got, want);
     assert!(beside.is_absolute() && beside.ends_with("f.sock"), "{beside:?}");
@@ -237,6 +238,14 @@ fn a_bind_has_no_settings_of_another_kind_of_socket() {
         ("{ address = \"*:1\", interface = \"a-name-too-long-for-it\" }", "not the name of an interface"),
         ("[\"unix:/f\", \"unix:/f\"]", "unix:/f is bound twice"),
         ("\"unix:\"", "not the path of a socket"),
+        ("{ fd-name = \"x\", address = \"*:1\" }", "`address` is for whoever makes the socket"),
+        ("{ fd-name = \"x\", mode = \"0600\" }", "`mode` is for whoever makes the socket"),
+        ("{ fd-name = \"x\", accept-proxy = [\"10.0.0.0/8\"] }", "`accept-proxy` belongs to an address"),
+        ("{ fd-name = \"\" }", "cannot be the name of a descriptor"),
+        ("{ fd-name = \"a:b\" }", "cannot be the name of a descriptor"),
+        ("{ fd-name = \"proxy-counters-1\" }", "has the supervisor keep"),
+        ("{ fd-name = \"proxy-listener-17\" }", "has the supervisor keep"),
+        ("[{ fd-name = \"x\" }, { fd-name = \"x\" }]", "fd-name `x` is bound twice"),
         (&long, "93 bytes"),
     ] {
         let rejected = read(&format!("{BACKEND}[frontend.f]\nbackend = \"b\"\nbind = {bind}\n")).unwrap_err();

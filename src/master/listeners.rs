@@ -1,15 +1,16 @@
 //! The listening sockets of a generation: what is held already, what came from elsewhere, what is new.
 //! Called by `reload` and `start`. Never lets a client in before the reload is decided.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::MasterError;
-use crate::config::{Bind, Bundle, ReloadMode};
+use crate::config::{Address, Bind, Bundle, ReloadMode};
 use crate::handoff::getsocks;
 use crate::handoff::messages::ListenerOwner;
-use crate::socket::{self, Former, ListeningSocket, Publication, Sharing};
+use crate::socket::{self, BindError, Former, ListeningSocket, Publication, Sharing};
 
 /// One listening socket.
 #[derive(Clone)]
@@ -17,6 +18,17 @@ pub(super) struct Listener {
     pub(super) bind: Bind,
     pub(super) owner: ListenerOwner,
     pub(super) socket: Arc<ListeningSocket>,
+}
+
+impl Listener {
+    /// A socket that is known by a name is listed where it is.
+    fn new(wanted: &Bind, owner: ListenerOwner, socket: Arc<ListeningSocket>) -> Self {
+        let mut bind = wanted.clone();
+        if let (Address::Passed(_), Some(address)) = (&wanted.address, socket.address()) {
+            bind.address = address;
+        }
+        Self { bind, owner, socket }
+    }
 }
 
 /// Finds or binds a socket for every address of a configuration. Of a group that shares an address
@@ -28,24 +40,62 @@ pub(super) fn settle(
     mode: ReloadMode,
     unheld: Sharing,
 ) -> Result<Vec<Listener>, MasterError> {
-    let (mut settled, mut problems) = (Vec::new(), Vec::new());
+    let (mut settled, mut problems) = (Vec::<Listener>::new(), Vec::new());
     for (owner, bind) in wanted(bundle) {
-        let mut found: Vec<_> = held.iter().filter(|socket| socket.matches(bind)).cloned().collect();
-        if found.is_empty() || mode == ReloadMode::Rebind {
-            // Another socket of ours may be in the way: for every address where one is wanted now, say.
-            let ours = held.iter().any(|socket| socket.overlaps(bind));
-            let sharing = if ours { Sharing::Reuse } else { unheld };
-            found = match socket::bind(bind, sharing) {
-                Ok(socket) => vec![Arc::new(socket)],
-                Err(problem) => {
-                    problems.push(problem);
-                    continue;
-                }
-            };
+        match find(bind, held, mode, unheld).and_then(|found| unclaimed(bind, found, &settled)) {
+            Ok(found) => settled.extend(found.into_iter().map(|socket| Listener::new(bind, owner, socket))),
+            Err(problem) => problems.push(problem),
         }
-        settled.extend(found.into_iter().map(|socket| Listener { bind: bind.clone(), owner, socket }));
     }
     if problems.is_empty() { Ok(settled) } else { Err(MasterError::Bind(problems)) }
+}
+
+/// The sockets of one address.
+fn find(
+    bind: &Bind,
+    held: &[Arc<ListeningSocket>],
+    mode: ReloadMode,
+    unheld: Sharing,
+) -> Result<Vec<Arc<ListeningSocket>>, BindError> {
+    let found: Vec<_> = held.iter().filter(|socket| socket.matches(bind)).cloned().collect();
+    // What a socket unit gave is not bound anew: the supervisor's copy would listen on, and swallow clients.
+    let stays = mode != ReloadMode::Rebind || found.iter().any(|socket| socket.name().is_some());
+    if !found.is_empty() && stays {
+        return Ok(found);
+    }
+    if let Address::Passed(name) = &bind.address {
+        let others = held.iter().filter_map(|socket| socket.name()).filter(|name| !name.is_empty());
+        return Err(BindError::NotPassed {
+            origin: bind.origin.clone(),
+            name: name.clone(),
+            others: others.map(str::to_owned).collect(),
+        });
+    }
+    // Another socket of ours may be in the way: for every address where one is wanted now, say.
+    let ours = held.iter().any(|socket| socket.overlaps(bind));
+    let sharing = if ours { Sharing::Reuse } else { unheld };
+    socket::bind(bind, sharing).map(|socket| vec![Arc::new(socket)])
+}
+
+/// The same, unless another bind has one of them: it is wanted by its name and by its address.
+fn unclaimed(
+    bind: &Bind,
+    found: Vec<Arc<ListeningSocket>>,
+    settled: &[Listener],
+) -> Result<Vec<Arc<ListeningSocket>>, BindError> {
+    let first = settled.iter().find(|one| found.iter().any(|socket| Arc::ptr_eq(socket, &one.socket)));
+    let Some(first) = first else { return Ok(found) };
+    Err(BindError::Claimed {
+        origin: bind.origin.clone(),
+        address: bind.address.clone(),
+        first: first.bind.origin.clone(),
+    })
+}
+
+/// Sockets of the supervisor's units, as they are shown to people.
+pub(super) fn of_units<'a>(sockets: impl Iterator<Item = &'a Arc<ListeningSocket>>) -> BTreeSet<String> {
+    let shown = |socket: &Arc<ListeningSocket>| Some(format!("`{}` ({})", socket.name()?, socket.address()?));
+    sockets.filter_map(shown).collect()
 }
 
 fn wanted(bundle: &Bundle) -> impl Iterator<Item = (ListenerOwner, &Bind)> {

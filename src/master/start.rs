@@ -75,7 +75,7 @@ pub(super) async fn start(
     }
     let passed = Passed::from_environment()?;
     let mut held = passed.sockets;
-    let inherited = held.len();
+    let (inherited, of_units) = (held.len(), listeners::of_units(held.iter()));
     if let Some(socket) = &options.take_over {
         held.extend(listeners::from_daemon(socket)?);
     }
@@ -109,6 +109,12 @@ pub(super) async fn start(
     let master = lifecycle::Master::first(options, blank, prepared, found).await?;
     if inherited > 0 {
         master.say(Severity::Notice, &format!("{inherited} listening sockets came from the supervisor"));
+    }
+    let wanted = listeners::of_units(master.listeners.iter().map(|listener| &listener.socket));
+    for unwanted in of_units.difference(&wanted) {
+        let what =
+            format!("the supervisor listens on {unwanted}, and no bind wants it: its clients would wait for ever");
+        master.say(Severity::Warning, &what);
     }
     for problem in &passed.problems {
         master.say(Severity::Warning, problem);

@@ -11,12 +11,13 @@ use sd_notify::{NotifyState, notify, notify_with_fds};
 
 use super::legacy::{Legacy, LegacyFile};
 use super::lifecycle::Master;
+use crate::config::KEPT_NAMES;
 use crate::logging::Severity;
 
-/// How the names of what is kept begin; the inode follows: what takes the place of something has another name.
-const COUNTERS: &str = "proxy-counters-";
-const LEGACY: &str = "proxy-legacy-";
-const LISTENER: &str = "proxy-listener-";
+// How the names of what is kept begin; the inode follows: what takes the place of something has another name.
+const COUNTERS: &str = KEPT_NAMES[0];
+const LEGACY: &str = KEPT_NAMES[1];
+const LISTENER: &str = KEPT_NAMES[2];
 
 /// What the supervisor has of ours.
 #[derive(Default)]
@@ -28,7 +29,7 @@ pub(super) struct Store {
 impl Store {
     /// Whether a name that comes with a descriptor is one of those that we give.
     pub(super) fn gave(name: &str) -> bool {
-        [COUNTERS, LEGACY, LISTENER].iter().any(|kind| name.starts_with(kind))
+        KEPT_NAMES.iter().any(|kind| name.starts_with(kind))
     }
 
     /// Whether clients can still connect when this process has closed its sockets.

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -18,9 +19,15 @@ pub(super) fn local(socket: &TcpStream, binds: &[Bind]) -> Option<Endpoint> {
         return Some(internet(address));
     }
     let place = settled(name.as_pathname()?);
-    let here = |bind: &Bind| matches!(&bind.address, Address::Unix(path) if *path == place);
-    let number = binds.iter().position(here).map_or(0, |place| place + 1);
+    let number = number(&place, binds).map_or(0, |place| place + 1);
     Some(Endpoint::Unix(u16::try_from(number).unwrap_or(u16::MAX)))
+}
+
+/// The bind of a Unix socket. One that none names by its path was passed under a name.
+fn number(place: &Path, binds: &[Bind]) -> Option<usize> {
+    let here = |bind: &Bind| matches!(&bind.address, Address::Unix(path) if path == place);
+    let passed = |bind: &Bind| matches!(&bind.address, Address::Passed(_));
+    binds.iter().position(here).or_else(|| binds.iter().position(passed))
 }
 
 /// Which of a frontend's binds a listening socket belongs to.

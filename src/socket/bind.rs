@@ -1,6 +1,7 @@
 //! Binding one address, recognising a socket that already is bound to it, and listening.
 //! Called by `master` while it loads. Never closes somebody else's socket.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,19 +24,59 @@ pub enum Sharing {
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("{origin}: cannot listen on {address}: {source}{holder}")]
-pub struct BindError {
-    origin: String,
-    address: Address,
-    holder: String,
-    source: io::Error,
+pub enum BindError {
+    /// The kernel says no.
+    #[error("{origin}: cannot listen on {address}: {source}{holder}")]
+    Refused {
+        /// Place in the configuration.
+        origin: String,
+        /// What was wanted.
+        address: Address,
+        /// Who has it, if that can be found out.
+        holder: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The supervisor passed no socket of that name.
+    #[error(
+        "{origin}: no listening socket is called `{name}`: of those that came from the supervisor when it started the \
+         daemon (LISTEN_FDNAMES) there {}; FileDescriptorName= in a socket unit gives that name, from the next start on",
+        names(.others)
+    )]
+    NotPassed {
+        /// Place in the configuration.
+        origin: String,
+        /// What was wanted.
+        name: String,
+        /// What the sockets are called that are there.
+        others: BTreeSet<String>,
+    },
+    /// A socket that another bind has, by its name or by its address.
+    #[error("{origin}: {address} is the socket that {first} has already")]
+    Claimed {
+        /// Place in the configuration.
+        origin: String,
+        /// What was wanted.
+        address: Address,
+        /// Place of the other bind.
+        first: String,
+    },
+}
+
+fn names(others: &BTreeSet<String>) -> String {
+    let quoted: Vec<_> = others.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.len() {
+        0 => "is none".into(),
+        1 => format!("is {}", quoted[0]),
+        _ => format!("are {}", quoted.join(", ")),
+    }
 }
 
 impl BindError {
     fn new(wanted: &Bind, source: io::Error) -> Self {
         let taken = source.kind() == io::ErrorKind::AddrInUse;
         let holder = if taken { owner::of(&wanted.address) } else { None };
-        Self {
+        Self::Refused {
             origin: wanted.origin.clone(),
             address: wanted.address.clone(),
             holder: holder.map(|holder| format!(", held by {holder}")).unwrap_or_default(),
@@ -67,6 +108,8 @@ pub fn bind(wanted: &Bind, sharing: Sharing) -> Result<ListeningSocket, BindErro
     let bound = match &wanted.address {
         Address::Internet(address) => open(*address, wanted, sharing).map(|fd| (fd, None)),
         Address::Unix(path) => SocketPath::bind(path, sharing).map(|(fd, path)| (fd, Some(path))),
+        // Whoever has it passes it; there is nothing to make it from.
+        Address::Passed(_) => Err(io::ErrorKind::Unsupported.into()),
     };
     let (fd, path) = bound.map_err(|source| BindError::new(wanted, source))?;
     Ok(ListeningSocket { fd, path, name: None })
@@ -108,11 +151,12 @@ impl ListeningSocket {
             .map_err(|source| BindError::new(wanted, source))
     }
 
-    /// Whether it listens on an address, by what the kernel says of it.
+    /// Whether it listens on an address, by what the kernel says of it, or is what the supervisor calls so.
     #[must_use]
     pub fn matches(&self, wanted: &Bind) -> bool {
         let socket = SockRef::from(&self.fd);
         let here = match &wanted.address {
+            Address::Passed(name) => self.name() == Some(name),
             Address::Unix(place) => self.path.as_ref().is_some_and(|path| path.leads_from(place)),
             Address::Internet(address) => {
                 let v6only = address.is_ipv4() || socket.only_v6().is_ok_and(|only| only == wanted.v6only);
@@ -136,6 +180,15 @@ impl ListeningSocket {
             }
             (Address::Unix(place), None) => self.path.as_ref().is_some_and(|path| path.leads_from(place)),
             _ => false,
+        }
+    }
+
+    /// Where it is, by what the kernel says of it.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        match &self.path {
+            Some(path) => Some(Address::Unix(path.place().to_owned())),
+            None => SockRef::from(&self.fd).local_addr().ok()?.as_socket().map(Address::Internet),
         }
     }
 

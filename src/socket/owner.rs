@@ -27,6 +27,7 @@ pub(super) fn of(address: &Address) -> Option<String> {
             listeners(&four, *address).chain(listeners(&six, *address)).collect::<Vec<_>>()
         }
         Address::Unix(path) => unix_listeners(&read("/proc/net/unix"), path).collect(),
+        Address::Passed(_) => Vec::new(),
     };
     process(&listening).or_else(|| {
         let uid = listening.iter().find_map(|socket| socket.uid)?;

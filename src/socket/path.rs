@@ -78,8 +78,16 @@ impl SocketPath {
         self.place == place && file(place).is_ok_and(|file| file == self.file)
     }
 
+    /// Where it is, or is going to be.
+    pub(super) fn place(&self) -> &Path {
+        &self.place
+    }
+
     /// Gives the file its owner and mode, wherever it is.
     pub(super) fn grant(&self, access: Access) -> io::Result<()> {
+        if access == Access::default() {
+            return Ok(());
+        }
         let life = self.life();
         let path = if let Life::Draft(draft, _) = &*life { draft } else { &self.place };
         let now = fs::symlink_metadata(path)?;
