@@ -203,6 +203,37 @@ fn no_program_leaves_the_next_one_more_than_it_means_to() {
     assert_eq!(inheritable(serving(&site.status())), before);
 }
 
+/// A thread beside the main one would take what that one holds back while it becomes another program.
+#[test]
+fn signals_come_to_the_main_thread_alone() {
+    let site = site();
+    Pair::written(site.folder.path(), "cert.pem", "localhost");
+    let text = Site::text(&[Origin::echo().address], "");
+    // Files of certificates are looked at by a thread.
+    site.configure(&text.replace("backend = \"pool\"", "backend = \"pool\"\ntls.certificates = [\"{dir}/cert.pem\"]"));
+    let daemon = launch(&site, &[], &[]);
+    let tasks = PathBuf::from(format!("/proc/{}/task", daemon.pid()));
+    let wanted = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGTERM];
+    let wanted = wanted.into_iter().fold(0, |mask, signal| mask | 1_u64 << (signal as i32 - 1));
+    let held_back = |task: &Path| {
+        let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+        Some(u64::from_str_radix(blocked.trim(), 16).unwrap() & wanted)
+    };
+    let main = tasks.join(daemon.pid().to_string());
+    assert_eq!(held_back(&main), Some(0));
+    // A thread that has just begun may not have come to it.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let others = fs::read_dir(&tasks).unwrap().map(|task| task.unwrap().path()).filter(|task| *task != main);
+        let others: Vec<_> = others.filter_map(|task| held_back(&task)).collect();
+        if !others.is_empty() && others.iter().all(|mask| *mask == wanted) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{others:x?} instead of {wanted:x}");
+    }
+}
+
 #[test]
 fn a_configuration_that_is_broken_on_disk_is_found_before_anything_happens() {
     let site = site();

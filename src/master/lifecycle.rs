@@ -131,13 +131,22 @@ pub(super) struct Master {
     postponed: bool,
 }
 
+/// The event loop. Signals are the main thread's alone, which holds them back while it becomes another program.
+fn runtime() -> Result<tokio::runtime::Runtime, MasterError> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().on_thread_start(|| {
+        // What could be blocked in the main thread can be here.
+        let _ = events::signals().thread_block();
+    });
+    builder.build().map_err(MasterError::EventLoop)
+}
+
 /// Runs the daemon to its end; `ready` is called once it serves.
 ///
 /// # Errors
 /// Why it cannot start.
 pub fn run(options: Options, ready: impl FnOnce()) -> Result<(), MasterError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MasterError::EventLoop)?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         events::watch_signals(&sender)?;
         let mut master = start::start(options, sender).await?;
@@ -152,11 +161,11 @@ pub fn run(options: Options, ready: impl FnOnce()) -> Result<(), MasterError> {
 /// # Errors
 /// Why it cannot go on, and why the program before could not be executed again either.
 pub fn resume(options: &Options, channel: &Channel) -> Result<(), MasterError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MasterError::EventLoop)?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let (sender, mut receiver) = mpsc::unbounded_channel();
-        events::watch_signals(&sender)?;
         let mut master = super::resume::resume(options, channel, &sender)?;
+        // Not before: who goes back to the program before leaves them to that one.
+        events::watch_signals(&sender)?;
         master.follow(&mut receiver).await;
         Ok(())
     })

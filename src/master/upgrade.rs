@@ -167,6 +167,9 @@ impl Master {
         if let Some(admin) = &mut self.admin {
             admin.pause().await;
         }
+        // From here on they would find nobody: they wait for the next program to have its handlers.
+        let signals = events::signals();
+        let blocked = signals.thread_block();
         self.await_strays().await;
         // What was read and not handled would be lost: the successor finds only what is still in a socket.
         while let Ok(event) = receiver.try_recv() {
@@ -179,6 +182,10 @@ impl Master {
                 (Outcome::RolledBack, error)
             }
         };
+        if blocked.is_ok() {
+            // What could be blocked can be unblocked.
+            let _ = signals.thread_unblock();
+        }
         if let Some(Err(source)) = self.admin.as_mut().map(super::admin::AdminSocket::resume) {
             let path = self.bundle.admin.as_ref().map(|admin| admin.socket.clone()).unwrap_or_default();
             self.say(Severity::Critical, &MasterError::File { path, source }.chain());
@@ -187,15 +194,15 @@ impl Master {
     }
 
     /// Waits a little for the end of processes that are no workers any more: of whom the next program does not know, it
-    /// cannot bury.
+    /// cannot bury. At least as long as signals that have come take to become events.
     async fn await_strays(&self) {
         let deadline = Instant::now() + STRAYS_PATIENCE;
-        while Instant::now() < deadline {
-            let strays = children().into_iter().filter(|child| self.workers.all().iter().all(|one| one.pid != *child));
-            if strays.count() == 0 {
+        loop {
+            tokio::time::sleep(STRAYS_PAUSE).await;
+            let mut strays = children().into_iter().filter(|one| self.workers.all().iter().all(|own| own.pid != *one));
+            if strays.next().is_none() || deadline <= Instant::now() {
                 return;
             }
-            tokio::time::sleep(STRAYS_PAUSE).await;
         }
     }
 
@@ -304,7 +311,7 @@ fn callers<'a>(upgrades: &'a [Caller], wishes: &'a [Wish], luggage: &mut Luggage
     held.collect()
 }
 
-/// execve(2) in place, with the estate as stdin. Returns only if that failed, and then everything is as it was.
+/// execve(2) in place, with the estate as stdin and signals blocked as they are. Returns only if that failed, and then everything is as it was.
 pub(super) fn execute(path: &Path, options: &Options, estate: &OwnedFd) -> Result<Infallible, MasterError> {
     let failed = |source: Errno| MasterError::Program { path: path.to_owned(), source: source.into() };
     let text = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).map_err(|_nul| failed(Errno::EINVAL));
@@ -320,14 +327,7 @@ pub(super) fn execute(path: &Path, options: &Options, estate: &OwnedFd) -> Resul
     // Closed on exec, unlike what dup(2) makes: it is for us alone.
     let stdin = std::io::stdin().as_fd().try_clone_to_owned().ok();
     dup2_stdin(estate).map_err(failed)?;
-    // They would find no handler until the new program has installed its own: pending until then.
-    let signals = events::signals();
-    let blocked = signals.thread_block();
     let Err(error) = execv(&program, &argv);
-    if blocked.is_ok() {
-        // What could be blocked can be unblocked.
-        let _ = signals.thread_unblock();
-    }
     if let Some(stdin) = stdin {
         // Without it, reading from the terminal, which nobody does, would read the estate.
         let _ = dup2_stdin(stdin);
