@@ -111,6 +111,9 @@ fn heard_up_to(daemon: &Daemon, part: &str) -> Vec<String> {
     panic!("never said: {part}; but {lines:?}");
 }
 
+/// Makes something of a folder's files that cannot be served.
+type Spoil = fn(&Path, &Pair);
+
 #[test]
 fn files_that_cannot_be_served_leave_the_old_certificate_and_one_line_each() {
     let other = Port::new();
@@ -126,7 +129,7 @@ fn files_that_cannot_be_served_leave_the_old_certificate_and_one_line_each() {
     put(folder, "a.key", &current.key);
     Pair::written(folder, "clock.pem", "clock.example");
     let daemon = site.start();
-    let cases: [(&str, fn(&Path, &Pair)); 4] = [
+    let cases: [(&str, Spoil); 4] = [
         ("is not PEM", |folder, new| put(folder, "a.crt", &new.certificate[..new.certificate.len() / 2])),
         ("holds no certificate", |folder, _| put(folder, "a.crt", "")),
         ("belongs to its private key", |folder, new| put(folder, "a.crt", &new.certificate)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use rustls::pki_types::pem::{self, PemObject as _, SectionKind};
 use toml::de::DeValue;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -106,11 +106,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Trouble> {
 }
 
 /// Certificates and keys of a PEM text, each once: scripts that append on every run repeat them.
-fn parse(path: PathBuf, pem: &[u8]) -> Result<Certificate, Trouble> {
+fn parse(path: PathBuf, text: &[u8]) -> Result<Certificate, Trouble> {
     let mut chain: Vec<Vec<u8>> = Vec::new();
     let mut keys: Vec<(KeyFormat, Vec<u8>)> = Vec::new();
-    for item in <(SectionKind, Vec<u8>)>::pem_slice_iter(pem) {
-        let (kind, der) = item.map_err(|error| (format!("`{}` is not PEM", path.display()), error.to_string()))?;
+    for item in <(SectionKind, Vec<u8>)>::pem_slice_iter(text) {
+        let (kind, der) = item.map_err(|error| (format!("`{}` is not PEM", path.display()), broken(&error)))?;
         let format = match kind {
             SectionKind::Certificate => {
                 if !chain.contains(&der) {
@@ -144,6 +144,17 @@ fn parse(path: PathBuf, pem: &[u8]) -> Result<Certificate, Trouble> {
     let leaf = x509(&path, &chain[0])?;
     let (names, not_after) = (names(&leaf), leaf.validity().not_after.timestamp());
     Ok(Certificate { path, chain, key, key_format, names, not_after })
+}
+
+/// What is wrong with a PEM text, in words: the library shows lines as numbers.
+fn broken(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            format!("the section {} has no end", String::from_utf8_lossy(end_marker).escape_default())
+        }
+        pem::Error::IllegalSectionStart { .. } => String::from("a line that should begin a section does not"),
+        other => other.to_string(),
+    }
 }
 
 fn x509<'a>(path: &Path, der: &'a [u8]) -> Result<X509Certificate<'a>, Trouble> {
@@ -255,6 +266,13 @@ mod tests {
         let text = format!("{key}{certificate}{key}{certificate}");
         let loaded = parse(PathBuf::from("x.pem"), text.as_bytes()).unwrap();
         assert_eq!((loaded.chain.len(), loaded.names), (1, vec![String::from("a.example")]));
+    }
+
+    #[test]
+    fn half_a_file_is_refused_in_words() {
+        let text = pair("a.example").0;
+        let trouble = parse(PathBuf::from("x.pem"), &text.as_bytes()[..text.len() / 2]).unwrap_err();
+        assert_eq!(trouble, ("`x.pem` is not PEM".into(), "the section CERTIFICATE has no end".into()));
     }
 
     #[test]

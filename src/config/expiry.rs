@@ -13,7 +13,7 @@ const SOON: i64 = 14;
 const DAY: i64 = 24 * 3600;
 
 /// When a certificate in use ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Expiry {
     /// `frontend` or `backend`.
     pub kind: &'static str,

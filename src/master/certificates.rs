@@ -169,22 +169,22 @@ fn mark(path: &Path) -> Option<Mark> {
     Some((about.dev(), about.ino(), about.size(), about.ctime(), about.ctime_nsec()))
 }
 
-/// Which warnings of certificates that end have been given today.
+/// Which certificates have been warned of today.
 #[derive(Default)]
 pub(super) struct Warned {
     day: u64,
-    lines: HashSet<String>,
+    certificates: HashSet<Expiry>,
 }
 
 impl Warned {
     /// What is to be told now of certificates that end: each once a day.
     fn news(&mut self, expiries: &[Expiry], now: Duration) -> Vec<String> {
         if !self.is_of(now) {
-            *self = Self { day: day(now), lines: HashSet::new() };
+            *self = Self { day: day(now), certificates: HashSet::new() };
         }
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let warnings = expiries.iter().filter_map(|expiry| expiry.warning(now));
-        warnings.filter(|line| self.lines.insert(line.clone())).collect()
+        let warnings = expiries.iter().filter_map(|expiry| Some((expiry, expiry.warning(now)?)));
+        warnings.filter(|(expiry, _)| self.certificates.insert((*expiry).clone())).map(|(_, line)| line).collect()
     }
 
     fn is_of(&self, now: Duration) -> bool {
@@ -325,7 +325,8 @@ mod tests {
         let mut warned = Warned::default();
         let mut all = vec![expiry("near.pem", 105), expiry("far.pem", 200)];
         assert_eq!(warned.news(&all, day * 100), ["frontend www: the certificate of `near.pem` expires in 5 days"]);
-        assert!(warned.news(&all, day * 100).is_empty());
+        // It is a day less by now, but the same day.
+        assert!(warned.news(&all, day * 100 + day / 2).is_empty());
         all.push(expiry("gone.pem", 99));
         let gone = "frontend www: the certificate of `gone.pem` has expired";
         assert_eq!(warned.news(&all, day * 100), [gone]);
