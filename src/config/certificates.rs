@@ -93,24 +93,30 @@ pub fn read_certificates(tls: &TlsServer) -> Result<Vec<Certificate>, String> {
 
 /// Reads certificates and key from one file, or from two.
 pub(super) fn load(certificates: &Path, key: Option<&Path>) -> Result<Certificate, Trouble> {
-    let mut pem = read(certificates)?;
+    // One by one: what is cut off in one file would run on into the next.
+    let mut found = sections(certificates, &read(certificates)?)?;
     if let Some(key) = key {
-        pem.push(b'\n');
-        pem.extend(read(key)?);
+        found.extend(sections(key, &read(key)?)?);
     }
-    parse(certificates.to_owned(), &pem)
+    assemble(certificates.to_owned(), found)
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Trouble> {
     std::fs::read(path).map_err(|error| (format!("cannot read `{}`", path.display()), error.to_string()))
 }
 
-/// Certificates and keys of a PEM text, each once: scripts that append on every run repeat them.
-fn parse(path: PathBuf, text: &[u8]) -> Result<Certificate, Trouble> {
+/// The sections of a PEM text.
+fn sections(file: &Path, text: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, Trouble> {
+    <(SectionKind, Vec<u8>)>::pem_slice_iter(text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| (format!("`{}` is not PEM", file.display()), broken(&error)))
+}
+
+/// Certificates and keys, each once: scripts that append on every run repeat them.
+fn assemble(path: PathBuf, found: Vec<(SectionKind, Vec<u8>)>) -> Result<Certificate, Trouble> {
     let mut chain: Vec<Vec<u8>> = Vec::new();
     let mut keys: Vec<(KeyFormat, Vec<u8>)> = Vec::new();
-    for item in <(SectionKind, Vec<u8>)>::pem_slice_iter(text) {
-        let (kind, der) = item.map_err(|error| (format!("`{}` is not PEM", path.display()), broken(&error)))?;
+    for (kind, der) in found {
         let format = match kind {
             SectionKind::Certificate => {
                 if !chain.contains(&der) {
@@ -255,6 +261,11 @@ fn name(name: &GeneralName<'_>) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn parse(path: PathBuf, text: &[u8]) -> Result<Certificate, Trouble> {
+        let found = sections(&path, text)?;
+        assemble(path, found)
+    }
+
     fn pair(name: &str) -> (String, String) {
         let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
         (made.cert.pem(), made.signing_key.serialize_pem())
@@ -273,6 +284,19 @@ mod tests {
         let text = pair("a.example").0;
         let trouble = parse(PathBuf::from("x.pem"), &text.as_bytes()[..text.len() / 2]).unwrap_err();
         assert_eq!(trouble, ("`x.pem` is not PEM".into(), "the section CERTIFICATE has no end".into()));
+    }
+
+    #[test]
+    fn half_a_certificate_does_not_run_on_into_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = (folder.path().join("a.crt"), folder.path().join("a.key"));
+        let (text, secret) = pair("a.example");
+        // Whole lines of it: base64 that can go on.
+        let whole = text.lines().take(3).map(|line| format!("{line}\n")).collect::<String>();
+        std::fs::write(&certificate, whole).unwrap();
+        std::fs::write(&key, secret).unwrap();
+        let trouble = load(&certificate, Some(&key)).unwrap_err();
+        assert!(trouble.0.ends_with("a.crt` is not PEM"), "{trouble:?}");
     }
 
     #[test]
