@@ -198,3 +198,35 @@ fn a_request_taken_back_by_its_client_is_taken_back_from_the_server() {
         assert_eq!(tell.recv().await.unwrap(), Some(Reason::CANCEL));
     });
 }
+
+#[test]
+fn clients_that_do_not_read_keep_nobody_from_the_server_they_share() {
+    http2::run(async {
+        let origin = H2Origin::new(|request, mut respond| async move {
+            let mut stream = respond.send_response(Response::new(()), false).unwrap();
+            let piece = vec![b'x'; 64 * 1024];
+            let pieces = if request.uri().path() == "/endless" { usize::MAX } else { 1 };
+            for _ in 0..pieces {
+                if http2::write(&mut stream, &piece, false).await.is_err() {
+                    return;
+                }
+            }
+            stream.send_data(Bytes::new(), true).unwrap();
+        })
+        .await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let mut silent = Vec::new();
+        for _ in 0..16 {
+            let (client, _) = H2Client::connect(site.address()).await;
+            let (response, _) = client.send.clone().send_request(client.request("GET", "/endless"), true).unwrap();
+            silent.push((response.await.unwrap().into_body(), client));
+        }
+        // Each of them holds as much of the connection as it can get.
+        let (client, _) = H2Client::connect(site.address()).await;
+        for _ in 0..50 {
+            assert_eq!(client.get("/short").await.body.len(), 64 * 1024);
+        }
+        assert_eq!(origin.accepted(), 1, "one connection for all");
+    });
+}

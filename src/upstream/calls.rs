@@ -24,8 +24,9 @@ use crate::http::{Asked, Body, Field, HeadLimits, Refusal, ResponseHead};
 
 /// Bytes of a response that a server may send ahead of the client that takes them.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same for all responses of a connection together.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The same for all responses of a connection together: clients that take nothing, and whose responses wait here, leave
+/// room for those of everybody else.
+const CONNECTION_WINDOW: u32 = MOST_CALLS as u32 * STREAM_WINDOW;
 /// Bytes of a request that wait for the server at most.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Requests of ours on one connection, whatever the server would take.
