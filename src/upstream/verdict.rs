@@ -118,7 +118,12 @@ fn final_head(answer: &[u8], method: CheckMethod) -> Result<Option<(ResponseHead
     let (mut fields, mut start) = (Vec::new(), 0);
     loop {
         match parse_response(&answer[start..], asked, &LIMITS, &mut fields) {
-            Ok(Some(head)) if head.status < 200 => start += head.len,
+            Ok(Some(head)) if head.status < 200 => {
+                start += head.len;
+                if start > LIMITS.size {
+                    return Err(String::from("too many interim answers"));
+                }
+            }
             Ok(found) => return Ok(found.map(|head| (head, start))),
             Err(refusal) => return Err(refusal.to_string()),
         }
@@ -189,6 +194,14 @@ mod tests {
         assert_eq!(walk(&check, down, "+-+-"), "d1 d0 d1 d0");
         let once = rules(1, 1);
         assert_eq!(walk(&once, initial(&once), "+-+-"), "u1 d0 u1 d0");
+    }
+
+    #[test]
+    fn a_server_that_goes_on_and_on_is_not_listened_to_for_ever() {
+        let check = http(None);
+        let endless = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000);
+        assert!(judge(&endless[..1000], false, &check).is_none());
+        assert_eq!(judge(&endless, false, &check).map(|finding| finding.status), Some(CheckStatus::L7Invalid));
     }
 
     #[test]
