@@ -373,6 +373,9 @@ fn haproxys_commands_on_the_admin_socket_mean_the_same() {
         assert_eq!((&row["status"], &row["weight"]), (&Value::from(status), &Value::from(weight)), "{line}");
     }
     assert_eq!(say("set server pool/s1 state dran")["outcome"], "rejected");
+    // One that is too long for a command is not carried out as far as it is known: here as weight 2.
+    let long = format!("{:<1023}256", "set server pool/s1 weight");
+    assert!(say(&long)["message"].as_str().unwrap().contains("at most 1024 bytes"));
 }
 
 #[test]

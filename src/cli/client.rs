@@ -1,5 +1,5 @@
 //! The admin socket from the caller's side: find it, send a command, wait for the answer.
-//! Used by `reload`, `server`, `status` and `stop`. Never judges an answer.
+//! Used by `reload`, `server`, `status`, `stop` and `upgrade`. Never judges an answer.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! `proxy reload` and `proxy reload-socket`: ask, wait, say how it ended. `upgrade` says it the same way.
+//! `proxy reload` and `proxy reload-socket`: ask, wait, say how it ended. `upgrade` and `server set` say it the same way.
 
 use super::args::Target;
 use super::client::ask;

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::args::{ServerCommand, ServerListArgs, ServerSetArgs, ServerState};
 use super::client::ask;
+use super::reload;
 use crate::master::Outcome;
 
 pub(super) fn run(command: &ServerCommand) -> u8 {
@@ -45,15 +46,7 @@ fn set(args: &ServerSetArgs) -> u8 {
         let _ = write!(command, " weight {weight}");
     }
     match ask(&args.target, &command) {
-        Ok(conversation) => {
-            let answer = conversation.answer;
-            if answer.outcome == Outcome::Applied {
-                println!("{}", answer.message);
-            } else {
-                eprintln!("{}", answer.message);
-            }
-            answer.outcome as u8
-        }
+        Ok(conversation) => reload::tell(&conversation.answer),
         Err(error) => error.report(),
     }
 }

@@ -281,6 +281,7 @@ async fn hear(
     let reading = tokio::io::AsyncReadExt::take(&mut stream, LONGEST);
     tokio::time::timeout(limit, BufReader::new(reading).read_line(&mut line)).await??;
     let stream = stream.into_inner();
+    let cut = line.len() as u64 == LONGEST && !line.ends_with('\n');
     let line = line.trim();
     let refused = |what: &str| {
         let message = format!("uid {} was refused `{what}` on the admin socket", peer.uid());
@@ -296,7 +297,9 @@ async fn hear(
         return Ok(());
     }
     let caller = Caller { stream: stream.into_std()?, trusted, _seat: Some(seat) };
-    match parse(line) {
+    // What is left of a longer one may be another order.
+    let understood = if cut { Err(format!("a command has at most {LONGEST} bytes")) } else { parse(line) };
+    match understood {
         Err(problem) => caller.answer(&Answer::new(Outcome::Rejected, problem)),
         Ok(request) if !permitted(&request, admin.level, trusted) => {
             refused(line);
