@@ -229,12 +229,6 @@ fn is_nominated(name: &[u8], buf: &[u8], fields: &[Field]) -> bool {
     fields.iter().any(|field| field.id == Name::Connection && nominates(field))
 }
 
-/// The host a server is asked for: what an edit sets, else what the client said where no edit removes it.
-pub(super) fn edited_host<'a>(edits: &'a HeaderEdits, host: Option<&'a [u8]>) -> Option<&'a [u8]> {
-    let set = edits.set.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
-    set.map(|(_, value)| value.as_bytes()).or_else(|| host.filter(|_| !deletes(edits, b"host")))
-}
-
 fn deletes(edits: &HeaderEdits, name: &[u8]) -> bool {
     edits.del.iter().any(|del| name.eq_ignore_ascii_case(del.as_bytes()))
 }

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method as Verb, Uri, header};
 
 use super::super::framing::content_length;
 use super::super::line::{is_target, is_token, is_value};
-use super::super::rebuild::{copy_fields, edited_host, origin_form, write_edits};
+use super::super::rebuild::{copy_fields, origin_form, write_edits};
 use super::super::request::is_host;
 use super::super::upgrade::may_be_tunnelled;
 use super::super::{Body, Field, HeadLimits, Method, Name, Refusal, RequestHead, RequestRewrite, Span, Version};
@@ -233,7 +233,7 @@ pub fn write_request(
     let mut uri = http::uri::Parts::default();
     let path = [prefix, path].concat();
     uri.path_and_query = Some(PathAndQuery::from_maybe_shared(bytes::Bytes::from(path)).map_err(|_| Refusal::Target)?);
-    let host = edited_host(rewrite.edits, head.host.map(|host| host.of(buf))).filter(|host| !host.is_empty());
+    let host = head.host.map(|host| host.of(buf)).filter(|host| !host.is_empty());
     if let Some(host) = host {
         uri.authority = Some(Authority::try_from(host).map_err(|_| Refusal::HostInvalid)?);
         uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
@@ -254,8 +254,6 @@ pub fn write_request(
     map.reserve(fields.len() + 4);
     copy_fields(map, buf, fields, rewrite.edits, kept);
     write_edits(map, rewrite.edits);
-    // It stands in `:authority`, and two of them could contradict each other (RFC 9113 section 8.3.1).
-    map.remove(header::HOST);
     rewrite.write_own(map);
     if head.takes_trailers(buf, fields) {
         map.insert(header::TE, http::HeaderValue::from_static("trailers"));
