@@ -63,9 +63,6 @@ fn ending_in(seconds: i64) -> (String, i64) {
 
 const DAY: i64 = 24 * 3600;
 
-/// Breaks a certificate's files on their way to the new one.
-type Spoil = fn(&Path, &Pair);
-
 #[test]
 fn a_new_certificate_is_served_without_a_reload_and_by_every_worker_to_come() {
     let site = site("certificates = [\"a.pem\"]\nwatch = true");
