@@ -151,8 +151,8 @@ fn the_admin_socket_and_the_pid_file_move_with_a_reload() {
     site.configure(&text("new"));
     let moved = std::fs::read_to_string(site.config()).unwrap().replace("admin.sock", "moved.sock");
     std::fs::write(site.config(), moved).unwrap();
-    assert_eq!(code(&site.proxy(&["reload"])), 4, "the file names a socket that is not there yet");
-    let output = site.proxy(&["reload", "-s", &old.to_string_lossy()]);
+    // The file names a socket that is not there yet; the daemon that runs with this file is found all the same.
+    let output = site.proxy(&["reload"]);
     assert_eq!(code(&output), 0, "{output:?}");
     assert_eq!(site.status()["pid"], u64::from(daemon.pid()));
     assert!(!old.exists() && !site.path("old.pid").exists());

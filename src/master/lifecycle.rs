@@ -178,7 +178,7 @@ impl Master {
         let mut respawn = Respawn::default();
         let workers = Workers::of(taken.workers);
         if !workers.any_serving() {
-            respawn.died(Instant::now(), Duration::ZERO);
+            respawn.wanted(Instant::now());
         }
         Self {
             options,

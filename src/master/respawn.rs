@@ -26,6 +26,11 @@ impl Respawn {
         self.schedule(now);
     }
 
+    /// There is no serving worker, and none has died: the next death is the first one.
+    pub(super) fn wanted(&mut self, now: Instant) {
+        self.due = Some(now);
+    }
+
     /// A replacement could not be brought up.
     pub(super) fn failed(&mut self, now: Instant) {
         self.schedule(now);
@@ -69,6 +74,16 @@ mod tests {
             pauses.push(respawn.due().unwrap().duration_since(now).as_millis());
         }
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+    }
+
+    #[test]
+    fn a_master_that_begins_without_a_worker_replaces_the_first_that_dies_at_once() {
+        let (mut respawn, now) = (Respawn::default(), Instant::now());
+        respawn.wanted(now);
+        assert!(respawn.is_due(now));
+        respawn.began();
+        respawn.died(now, Duration::ZERO);
+        assert!(respawn.is_due(now));
     }
 
     #[test]
