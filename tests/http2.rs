@@ -309,12 +309,12 @@ fn a_websocket_crosses_as_an_extended_connect() {
         let stream = tokio::net::TcpStream::connect(site.address()).await.unwrap();
         let (mut send, mut connection) = client::handshake(stream).await.unwrap();
         // The server has to say first that it takes these.
-        while !send.is_extended_connect_protocol_enabled() {
-            tokio::select! {
-                ended = &mut connection => panic!("{ended:?}"),
-                () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}
-            }
-        }
+        std::future::poll_fn(|cx| match std::pin::Pin::new(&mut connection).poll(cx) {
+            _turned if send.is_extended_connect_protocol_enabled() => std::task::Poll::Ready(()),
+            std::task::Poll::Ready(ended) => panic!("{ended:?}"),
+            std::task::Poll::Pending => std::task::Poll::Pending,
+        })
+        .await;
         tokio::spawn(connection);
         let mut request = http::Request::builder()
             .method("CONNECT")

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::Failure;
 use super::connection::{Client, Next};
 use super::exchange::Exchange;
 use super::io::poll_read_head;
@@ -17,7 +18,6 @@ use super::session;
 use super::tally::Tally;
 use super::timer::Alarm;
 use super::transcode::Transcoder;
-use super::{Failure, Side};
 use crate::config::{Action, ConnectionMode, Destination};
 use crate::http::h2::write_request;
 use crate::http::{
@@ -494,21 +494,4 @@ async fn exchange(
 
 fn millis(since: Instant) -> i64 {
     i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
-}
-
-impl Tally {
-    /// Counts a failure against the side to blame.
-    fn blame(&self, client: &Client, side: Side) {
-        match side {
-            Side::Client if self.status == 0 => client.site.slot.add(Counter::RequestErrors, 1),
-            Side::Client => self.count(client, Counter::ClientAborts),
-            Side::Server if self.connected() => {
-                self.count(client, Counter::ResponseErrors);
-                if self.status != 0 {
-                    self.count(client, Counter::ServerAborts);
-                }
-            }
-            Side::Server | Side::Proxy => {}
-        }
-    }
 }

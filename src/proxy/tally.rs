@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::Side;
 use super::connection::Client;
 use super::tunnel::Tunnel;
 use crate::handoff::messages::MovingAccount;
@@ -56,6 +57,21 @@ impl Tally {
         tally.request_ms = head.map_or(-1, |_| millis(client.began.1));
         (tally.head_in, tally.bytes_in) = (head_in, head_in);
         tally
+    }
+
+    /// Counts a failure against the side to blame.
+    pub fn blame(&self, client: &Client, side: Side) {
+        match side {
+            Side::Client if self.status == 0 => client.site.slot.add(Counter::RequestErrors, 1),
+            Side::Client => self.count(client, Counter::ClientAborts),
+            Side::Server if self.connected() => {
+                self.count(client, Counter::ResponseErrors);
+                if self.status != 0 {
+                    self.count(client, Counter::ServerAborts);
+                }
+            }
+            Side::Server | Side::Proxy => {}
+        }
     }
 
     /// The account of a connection in TCP mode.
