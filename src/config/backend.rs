@@ -1,15 +1,16 @@
-//! `[backend.NAME]`: servers and how they are used.
+//! `[backend.NAME]`: servers and how they are used, the types and their reading.
 //! Called by `load`. Never connects.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::check as checks;
+use super::check::{Check, check as checks};
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
 use super::server_tls::{TlsFiles, tls_client};
-use super::{Backend, Balance, Mode, Protocol, Server};
+use super::{ConnectionMode, Mode, TlsClient};
 
 /// Versions of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,134 @@ pub enum SendProxy {
     V1,
     /// Bytes, with what is known of the client's TLS.
     V2,
+}
+
+/// What the servers of a backend speak.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    H1,
+    /// HTTP/2 over TLS.
+    H2,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+    /// HTTP/2 over TLS where a server offers it, else HTTP/1.1.
+    Auto,
+}
+
+impl Protocol {
+    /// Whether requests share a connection, or may.
+    #[must_use]
+    pub fn is_shared(self) -> bool {
+        self != Self::H1
+    }
+}
+
+/// One `[backend.NAME]` with defaults applied.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Backend {
+    /// Name.
+    pub name: String,
+    /// What is understood of what passes.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What the servers speak.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// How a server is chosen.
+    pub balance: Balance,
+    /// How servers are checked; `None` when they are not.
+    pub check: Option<Check>,
+    /// Servers in file order.
+    pub servers: Vec<Server>,
+    /// How servers are told whom a connection is for.
+    #[serde(default)]
+    pub send_proxy: Option<SendProxy>,
+    /// TLS towards them.
+    #[serde(default)]
+    pub tls: Option<TlsClient>,
+    /// Connection attempts after the first.
+    pub retries: u32,
+    /// The last retry goes to another server.
+    pub redispatch: bool,
+    /// keep-alive, server-close or close.
+    pub connection_mode: ConnectionMode,
+    /// connect(2) time-out.
+    pub connect_timeout: Duration,
+    /// Inactivity of the server.
+    pub server_timeout: Duration,
+    /// Inactivity of a tunnel through which data has flown both ways.
+    #[serde(default = "tunnel_timeout")]
+    pub tunnel_timeout: Duration,
+}
+
+impl Backend {
+    /// The protocols its servers are offered over TLS, preferred first.
+    #[must_use]
+    pub fn alpn(&self) -> &'static [&'static str] {
+        match (self.mode, self.protocol) {
+            (Mode::Tcp, _) | (Mode::Http, Protocol::H2c) => &[],
+            (Mode::Http, Protocol::H1) => &["http/1.1"],
+            (Mode::Http, Protocol::H2) => &["h2"],
+            (Mode::Http, Protocol::Auto) => &["h2", "http/1.1"],
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+pub(super) fn tunnel_timeout() -> Duration {
+    Duration::from_secs(3600)
+}
+
+/// Balancing algorithms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Balance {
+    /// One global order over all threads, every server as often as its weight.
+    RoundRobin,
+    /// The server with the fewest sessions for its weight.
+    LeastConn,
+    /// The less loaded of two servers drawn by weight.
+    Random,
+    /// The same server for the same client address.
+    Source,
+}
+
+impl Balance {
+    /// Its name in the configuration and in statistics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "roundrobin",
+            Self::LeastConn => "leastconn",
+            Self::Random => "random",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// One server of a backend.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Server {
+    /// Name.
+    pub name: String,
+    /// Address, resolved when the configuration was loaded.
+    pub address: SocketAddr,
+    /// The host part of the address as it is written.
+    #[serde(default)]
+    pub host: String,
+    /// Its share of requests among the servers, 0 to 256; 0 takes none.
+    pub weight: u16,
+    /// Takes requests only while no other server does.
+    pub backup: bool,
+    /// Whether it is checked, where the backend's servers are.
+    #[serde(default = "yes")]
+    pub checked: bool,
 }
 
 const BALANCES: [Balance; 4] = [Balance::RoundRobin, Balance::LeastConn, Balance::Random, Balance::Source];

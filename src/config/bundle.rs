@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::Check;
 use super::expression::Template;
 use super::route::Route;
 use super::rule::Rule;
-use super::tls::{Authorities, TlsClient, TlsServer};
-use super::{Bind, SendProxy};
+use super::tls::{Authorities, TlsServer};
+use super::{Backend, Bind};
 
 /// Everything one generation of workers needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -307,42 +306,6 @@ pub enum Proto {
     Auto,
 }
 
-/// What the servers of a backend speak.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// HTTP/1.1.
-    #[default]
-    H1,
-    /// HTTP/2 over TLS.
-    H2,
-    /// HTTP/2 without TLS, by prior knowledge.
-    H2c,
-    /// HTTP/2 over TLS where a server offers it, else HTTP/1.1.
-    Auto,
-}
-
-impl Protocol {
-    /// Whether requests share a connection, or may.
-    #[must_use]
-    pub fn is_shared(self) -> bool {
-        self != Self::H1
-    }
-}
-
-impl Backend {
-    /// The protocols its servers are offered over TLS, preferred first.
-    #[must_use]
-    pub fn alpn(&self) -> &'static [&'static str] {
-        match (self.mode, self.protocol) {
-            (Mode::Tcp, _) | (Mode::Http, Protocol::H2c) => &[],
-            (Mode::Http, Protocol::H1) => &["http/1.1"],
-            (Mode::Http, Protocol::H2) => &["h2"],
-            (Mode::Http, Protocol::Auto) => &["h2", "http/1.1"],
-        }
-    }
-}
-
 /// Client-side timeouts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClientTimeouts {
@@ -417,96 +380,4 @@ pub struct Made {
     pub place: usize,
     /// What it is made of.
     pub template: Template,
-}
-
-/// One `[backend.NAME]` with defaults applied.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Backend {
-    /// Name.
-    pub name: String,
-    /// What is understood of what passes.
-    #[serde(default)]
-    pub mode: Mode,
-    /// What the servers speak.
-    #[serde(default)]
-    pub protocol: Protocol,
-    /// How a server is chosen.
-    pub balance: Balance,
-    /// How servers are checked; `None` when they are not.
-    pub check: Option<Check>,
-    /// Servers in file order.
-    pub servers: Vec<Server>,
-    /// How servers are told whom a connection is for.
-    #[serde(default)]
-    pub send_proxy: Option<SendProxy>,
-    /// TLS towards them.
-    #[serde(default)]
-    pub tls: Option<TlsClient>,
-    /// Connection attempts after the first.
-    pub retries: u32,
-    /// The last retry goes to another server.
-    pub redispatch: bool,
-    /// keep-alive, server-close or close.
-    pub connection_mode: ConnectionMode,
-    /// connect(2) time-out.
-    pub connect_timeout: Duration,
-    /// Inactivity of the server.
-    pub server_timeout: Duration,
-    /// Inactivity of a tunnel through which data has flown both ways.
-    #[serde(default = "tunnel_timeout")]
-    pub tunnel_timeout: Duration,
-}
-
-fn yes() -> bool {
-    true
-}
-
-pub(super) fn tunnel_timeout() -> Duration {
-    Duration::from_secs(3600)
-}
-
-/// Balancing algorithms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Balance {
-    /// One global order over all threads, every server as often as its weight.
-    RoundRobin,
-    /// The server with the fewest sessions for its weight.
-    LeastConn,
-    /// The less loaded of two servers drawn by weight.
-    Random,
-    /// The same server for the same client address.
-    Source,
-}
-
-impl Balance {
-    /// Its name in the configuration and in statistics.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::RoundRobin => "roundrobin",
-            Self::LeastConn => "leastconn",
-            Self::Random => "random",
-            Self::Source => "source",
-        }
-    }
-}
-
-/// One server of a backend.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Server {
-    /// Name.
-    pub name: String,
-    /// Address, resolved when the configuration was loaded.
-    pub address: SocketAddr,
-    /// The host part of the address as it is written.
-    #[serde(default)]
-    pub host: String,
-    /// Its share of requests among the servers, 0 to 256; 0 takes none.
-    pub weight: u16,
-    /// Takes requests only while no other server does.
-    pub backup: bool,
-    /// Whether it is checked, where the backend's servers are.
-    #[serde(default = "yes")]
-    pub checked: bool,
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::bundle::{streams, tunnel_timeout};
+use super::backend::tunnel_timeout;
+use super::bundle::streams;
 use super::process::access_format;
 use super::section::Section;
 use super::{ClientTimeouts, ConnectionMode, ErrorPage, Limits, Mode};

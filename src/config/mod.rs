@@ -29,7 +29,7 @@ mod units;
 #[cfg(test)]
 mod tests;
 
-pub use backend::SendProxy;
+pub use backend::{Backend, Balance, Protocol, SendProxy, Server};
 pub use bundle::*;
 pub use certificates::{Facts, facts, read_certificates};
 pub use check::{Check, CheckMethod, HttpCheck};
