@@ -158,7 +158,11 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
     // The receiver is gone only when the worker is ending anyway.
     let _ = ready.send(Ok(()));
     // A control thread that is gone means stop; `wait_for` fails only then.
-    let _ = shared.orders.wait_for(|order| *order != Order::Wait).await;
+    let begun = shared.orders.wait_for(|order| *order != Order::Wait).await.is_ok_and(|order| *order == Order::Serve);
+    if !begun {
+        // Whoever never served has no queue to empty: all of it is others'.
+        return;
+    }
     let mut serving = Serving { thread, backends, sites, open: Rc::default(), shared, arrivals, accepting };
     if let Err(error) = serving.listen(listeners) {
         // The receiver is gone only when the worker is ending anyway.
