@@ -321,7 +321,7 @@ pub fn await_end(number: u32) {
 }
 
 /// Waits for something that no process tells.
-pub fn until(what: &str, happened: impl Fn() -> bool) {
+pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {
         assert!(Instant::now() < deadline, "never happened: {what}");
