@@ -11,9 +11,11 @@ use std::path::Path;
 use std::process::Command;
 
 use nix::unistd::geteuid;
-use support::client::get;
+use serde_json::Value;
+use support::client::{Client, get};
+use support::kernel::listening;
 use support::origin::Origin;
-use support::{PROXY, Site, code, output, serving, text};
+use support::{Daemon, PROXY, Site, code, output, serving, text};
 
 /// A user without rights, on every system.
 const NOBODY: u32 = 65_534;
@@ -271,25 +273,46 @@ fn a_stranger_may_not_use_the_admin_socket() {
     assert_eq!(get(site.address(), "/").status(), 200);
 }
 
+/// A daemon as nobody, who cannot raise the limit on descriptors to more than this.
+fn start_limited(site: &Site, limit: usize) -> Result<Daemon, String> {
+    let binary = reachable_by_nobody(site);
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -n {limit} && exec \"$0\" run -f \"$1\"");
+    command.args(["-c", &script]).arg(&binary).arg(site.config());
+    if geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    site.launch_command(command)
+}
+
 #[test]
 fn more_connections_than_the_system_allows_is_refused_with_the_number_that_fits() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "[global]\nmaxconn = 2000\n");
-    let binary = reachable_by_nobody(&site);
-    let mut command = Command::new("sh");
-    let script = "ulimit -n 1000 && exec \"$0\" run -f \"$1\"";
-    command.args(["-c", script]).arg(&binary).arg(site.config());
-    if geteuid().is_root() {
-        command.uid(NOBODY).gid(NOBODY);
-    }
-    let said = site.launch_command(command).err().unwrap();
+    let said = start_limited(&site, 1000).err().unwrap();
     assert!(said.contains("maxconn 2000 needs ") && said.contains("descriptors, the limit is 1000"), "{said}");
     let fits = said.split("lower maxconn to ").nth(1).unwrap().split(',').next().unwrap();
     site.configure(&Site::text(&[origin.address], &format!("[global]\nmaxconn = {fits}\n")));
-    let mut command = Command::new("sh");
-    command.args(["-c", script]).arg(&binary).arg(site.config());
-    if geteuid().is_root() {
-        command.uid(NOBODY).gid(NOBODY);
+    assert!(start_limited(&site, 1000).is_ok(), "{fits} was said to fit");
+}
+
+#[test]
+fn without_strict_limits_more_connections_than_fit_wait_for_a_descriptor_and_none_is_lost() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "[global]\nmaxconn = 2000\nstrict-limits = false\nthreads = 1\n");
+    let daemon = start_limited(&site, 200).unwrap();
+    daemon.hear("warning: maxconn 2000 needs ");
+    let mut clients: Vec<_> = (0..250).map(|_| Client::connect(site.address())).collect();
+    let open = |status: &Value| usize::try_from(status["generations"][0]["connections"].as_u64().unwrap()).unwrap();
+    let waiting = || listening(site.address()).iter().map(|socket| socket.queued).sum::<usize>();
+    site.await_status("nobody more can be accepted", |status| waiting() > 0 && open(status) + waiting() == 250);
+    assert_eq!(clients[0].get("/").status(), 503, "no descriptor is left for a connection to the server");
+    // As many as there are descriptors for, and some of them have waited.
+    clients.drain(..150);
+    for client in &mut clients {
+        assert_eq!(client.get("/").status(), 200);
     }
-    assert!(site.launch_command(command).is_ok(), "{fits} was said to fit");
+    let reloaded = site.proxy(&["reload"]);
+    assert!(text(&reloaded.stderr).contains("maxconn 2000 needs "), "{reloaded:?}");
+    assert_eq!(code(&reloaded), 0);
 }

@@ -62,6 +62,9 @@ pub struct Global {
     pub threads: Option<usize>,
     /// Client connections a worker holds at most; `None` is what the descriptor limit allows.
     pub maxconn: Option<u32>,
+    /// A descriptor limit that is too low for `maxconn` is only warned of: HAProxy's `no strict-limits`.
+    #[serde(default)]
+    pub lax_limits: bool,
     /// Session tickets.
     pub tickets: Tickets,
 }

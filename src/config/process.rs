@@ -28,13 +28,19 @@ pub(super) fn global(mut section: Section<'_>, tls: &mut TlsDefaults) -> Global 
         tickets = self::tickets(section.table("tickets"));
         section.finish();
     }
+    let maxconn = section.integer("maxconn", 1..=10_000_000);
+    if section.value("maxconn").is_none() {
+        let because = "means something only beside `maxconn`, which is otherwise what the limits allow";
+        section.refuse(&["strict-limits"], because, "add maxconn, or leave it out");
+    }
     let global = Global {
         user,
         group,
         chroot: chroot.map(PathBuf::from),
         pid_file: section.string("pid-file").map(|path| section.report.resolve(&path)),
         threads,
-        maxconn: section.integer("maxconn", 1..=10_000_000),
+        maxconn,
+        lax_limits: section.boolean("strict-limits") == Some(false),
         tickets,
     };
     section.finish();

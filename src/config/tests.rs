@@ -63,6 +63,16 @@ fn a_value_of_another_kind_is_told_what_belongs_there() {
 }
 
 #[test]
+fn limits_are_lax_only_for_a_number_of_connections() {
+    let lax = |text: &str| read(&format!("{text}\n{FRONTEND}")).unwrap().bundle.global.lax_limits;
+    assert!(lax("[global]\nmaxconn = 5\nstrict-limits = false"));
+    assert!(!lax("[global]\nmaxconn = 5\nstrict-limits = true"));
+    assert!(!lax("[global]\nmaxconn = 5"));
+    let alone = ("[global]\nstrict-limits = false", "only beside `maxconn`", "add maxconn");
+    each_is_wrong_once(FRONTEND, &[alone]);
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_nearest_neighbour() {
     each_is_wrong_once(
         FRONTEND,

@@ -18,7 +18,7 @@ use super::spawn::{Orders, Worker, spawn};
 use super::{MasterError, load};
 use crate::config::{Bundle, Loaded, ReloadMode};
 use crate::handoff::fault::{self, Step};
-use crate::socket::{self, Fittings, ListeningSocket, Sharing};
+use crate::socket::{self, Fittings, ListeningSocket, Sharing, Wanted};
 use crate::upstream::MAX_IDLE;
 
 /// Where the configuration of a new generation comes from.
@@ -75,11 +75,13 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
         Source::Same(bundle) => (bundle, Vec::new()),
     };
     let cost = if plan.mode == ReloadMode::Rebind { socket::cost_of_rebinding() } else { None };
-    let warnings = warnings.into_iter().chain(cost).collect();
     fault::strike(Step::Bind).map_err(system("binding")).map_err(rejected)?;
     let settled = listeners::settle(&bundle, &plan.held, plan.mode, plan.unheld).map_err(rejected)?;
     let fittings = fittings(&bundle, settled.len());
-    let maxconn = socket::raise_for(bundle.global.maxconn, fittings).map_err(|error| rejected(error.into()))?;
+    let wanted = Wanted { maxconn: bundle.global.maxconn, strict: !bundle.global.lax_limits };
+    let (maxconn, shortage) = socket::raise_for(wanted, fittings).map_err(|error| rejected(error.into()))?;
+    let shortage = shortage.map(|shortage| shortage.warning());
+    let warnings = warnings.into_iter().chain(cost).chain(shortage).collect();
     let slots = plan.directory.borrow_mut().slots(&bundle, &plan.in_use).map_err(rejected)?;
     let orders = Orders {
         bundle: Arc::clone(&bundle),

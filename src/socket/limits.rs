@@ -11,23 +11,38 @@ const MARGIN: u64 = 128 + 506;
 /// Descriptors of a thread's own event loop.
 const PER_THREAD: u64 = 8;
 
+/// Fewer descriptors than `maxconn` connections may need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("maxconn {maxconn} needs {needed} descriptors, the limit is {hard}")]
+pub struct Shortage {
+    /// What was asked for.
+    pub maxconn: u32,
+    /// Descriptors for it.
+    pub needed: u64,
+    /// RLIMIT_NOFILE, hard.
+    pub hard: u64,
+    /// The maxconn that fits.
+    pub fits: u64,
+}
+
+impl Shortage {
+    /// What may happen where it is accepted, in words.
+    #[must_use]
+    pub fn warning(&self) -> String {
+        format!(
+            "warning: {self}, which is enough for {}: with more, clients may wait to be accepted, and requests may be \
+             answered 503 because no connection to a server can be opened; strict-limits = false allows that",
+            self.fits
+        )
+    }
+}
+
 /// A limit that cannot be raised far enough.
 #[derive(Debug, thiserror::Error)]
 pub enum LimitError {
     /// `maxconn` needs more than the hard limit.
-    #[error(
-        "maxconn {maxconn} needs {needed} descriptors, the limit is {hard}: lower maxconn to {fits}, or raise the limit (ulimit -n, LimitNOFILE=)"
-    )]
-    TooLow {
-        /// What was asked for.
-        maxconn: u32,
-        /// Descriptors for it.
-        needed: u64,
-        /// RLIMIT_NOFILE, hard.
-        hard: u64,
-        /// The maxconn that fits.
-        fits: u64,
-    },
+    #[error("{0}: lower maxconn to {fits}, or raise the limit (ulimit -n, LimitNOFILE=)", fits = .0.fits)]
+    TooLow(Shortage),
     /// getrlimit(2) or setrlimit(2) failed.
     #[error("cannot change the descriptor limit")]
     System(#[from] Errno),
@@ -59,30 +74,45 @@ fn fitting(limit: u64, fittings: Fittings) -> u64 {
     with_all_idle.max(with_as_many_idle)
 }
 
+/// What a configuration says of connections.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// Connections at most; `None` is what the hard limit allows.
+    pub maxconn: Option<u32>,
+    /// Whether a limit that is too low is an error.
+    pub strict: bool,
+}
+
 /// Raises the limit for `maxconn` connections and their counterparts; without `maxconn`, settles on
-/// what the hard limit allows. Returns the settled maxconn.
+/// what the hard limit allows. Returns the settled maxconn, and what is missing for it where that was said not to matter.
 ///
 /// # Errors
-/// When the hard limit is too low.
-pub fn raise_for(maxconn: Option<u32>, fittings: Fittings) -> Result<u32, LimitError> {
+/// When the hard limit is too low, and that matters.
+pub fn raise_for(wanted: Wanted, fittings: Fittings) -> Result<(u32, Option<Shortage>), LimitError> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let fits = fitting(hard, fittings);
-    let Some(maxconn) = maxconn else {
+    let Some(maxconn) = wanted.maxconn else {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-        return Ok(u32::try_from(fits).unwrap_or(u32::MAX).max(1));
+        return Ok((u32::try_from(fits).unwrap_or(u32::MAX).max(1), None));
     };
     let needed = u64::from(maxconn) * 2 + fittings.descriptors(maxconn.into());
     if needed <= soft {
-        return Ok(maxconn);
-    }
-    // Root may raise the hard limit too.
-    if needed > hard && setrlimit(Resource::RLIMIT_NOFILE, needed, needed).is_err() {
-        return Err(LimitError::TooLow { maxconn, needed, hard, fits });
+        return Ok((maxconn, None));
     }
     if needed <= hard {
         setrlimit(Resource::RLIMIT_NOFILE, needed, hard)?;
+        return Ok((maxconn, None));
     }
-    Ok(maxconn)
+    // Root may raise the hard limit too.
+    if setrlimit(Resource::RLIMIT_NOFILE, needed, needed).is_ok() {
+        return Ok((maxconn, None));
+    }
+    let shortage = Shortage { maxconn, needed, hard, fits };
+    if wanted.strict {
+        return Err(LimitError::TooLow(shortage));
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok((maxconn, Some(shortage)))
 }
 
 #[cfg(test)]

@@ -10,6 +10,6 @@ mod path;
 
 pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
 pub use introduction::{BadIntroduction, Introduction, Secrecy, introduce, introduce_self, read_introduction};
-pub use limits::{Fittings, LimitError, raise_for};
+pub use limits::{Fittings, LimitError, Shortage, Wanted, raise_for};
 pub use migration::cost_of_rebinding;
 pub use path::{Former, beside, settled};

@@ -18,7 +18,7 @@ use self::disturb::{Disturbance, Disturbances};
 use self::load::Plan;
 use self::subject::{Action, Subject, SubjectError};
 use self::table::Row;
-use crate::socket::{Fittings, raise_for};
+use crate::socket::{Fittings, Wanted, raise_for};
 
 /// Exit code when something was lost.
 const LOST: u8 = 1;
@@ -85,7 +85,7 @@ pub(super) fn run(args: &MeasureArgs) -> u8 {
 
 fn measure(args: &MeasureArgs) -> Result<Vec<Row>, SubjectError> {
     // As many descriptors as there may be; what is too much shows as lost connections.
-    let _ = raise_for(None, Fittings::default());
+    let _ = raise_for(Wanted::default(), Fittings::default());
     let subject = match (&args.url, &args.reload_command) {
         (Some(url), Some(command)) => Subject::running(url, command)?,
         _ => Subject::own()?,
