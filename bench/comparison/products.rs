@@ -116,6 +116,7 @@ impl Site {
             r#"config-version = 1
 [global]
 maxconn = {maxconn}
+strict-limits = false
 threads = 1
 [admin]
 socket = "{folder}/proxy.sock"
@@ -158,6 +159,7 @@ servers = ["{origin}"]
         format!(
             r"global
   maxconn {maxconn}
+  no strict-limits
   nbthread 1
   maxpipes 100
   log {sink} local0
