@@ -7,55 +7,17 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use support::client::Client;
 use support::load::{Habit, Load};
 use support::origin::download;
-use support::{PATIENCE, Port, Site, certificate, code, output, pid, text};
-
-fn peer(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers").join(file)
-}
-
-/// The interpreter that knows `websockets`: a virtual environment under `target/`, or the system's.
-fn python() -> String {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/bin/python");
-    let name = if own.exists() { own.display().to_string() } else { String::from("python3") };
-    let mut command = Command::new(&name);
-    command.args(["-c", "import websockets"]);
-    assert!(
-        output(command).status.success(),
-        "python3 -m venv target/peers && target/peers/bin/pip install websockets"
-    );
-    name
-}
-
-/// Somebody else's program; killed when dropped.
-struct Peer(Child);
-
-impl Peer {
-    /// Starts a server that says its port.
-    fn server(command: &mut Command) -> (Self, SocketAddr) {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let port: u16 = line.trim().parse().unwrap_or_else(|_| panic!("no port but {line:?}"));
-        (Self(child), SocketAddr::from(([127, 0, 0, 1], port)))
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = kill(pid(self.0.id()), Signal::SIGTERM);
-        let _ = self.0.wait();
-    }
-}
+use support::peer::{Peer, nginx, peer, python};
+use support::{Port, Site, certificate, code, output, text};
 
 fn reload(site: &Site) {
     let output = site.proxy(&["reload", "--mode", "handover"]);
@@ -65,7 +27,7 @@ fn reload(site: &Site) {
 #[test]
 #[ignore = "needs Python's websockets; .ci/run runs it"]
 fn websockets_work_and_live_through_reloads() {
-    let python = python();
+    let python = python("websockets");
     let (_server, address) = Peer::server(Command::new(&python).arg(peer("websocket.py")).arg("server"));
     let secure = Port::new();
     let site = Site::new("");
@@ -116,44 +78,16 @@ fn a_server_that_closes_idle_connections_at_once_costs_no_get() {
     }
 }
 
-const NGINX: &str = "/usr/sbin/nginx";
-
-/// nginx with these locations.
-fn nginx(folder: &Path, locations: &str) -> (Peer, SocketAddr) {
-    assert!(Path::new(NGINX).exists(), "{NGINX} is not installed, and this test is about it");
-    let port = Port::new();
-    let (file, dir) = (folder.join("nginx.conf"), folder.display());
-    let text = format!(
-        "daemon off; master_process on; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.log;\n\
-         events {{}}\nhttp {{ access_log off; client_body_temp_path {dir}; proxy_temp_path {dir};\n\
-         fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};\n\
-         server {{ listen {}; root {dir}; keepalive_requests 5; {locations} }} }}\n",
-        port.address
-    );
-    fs::write(&file, text).unwrap();
-    let mut command = Command::new(NGINX);
-    command.arg("-c").arg(&file).stdin(Stdio::null()).stderr(Stdio::null());
-    let mut running = Peer(command.spawn().unwrap());
-    let deadline = Instant::now() + PATIENCE;
-    while TcpStream::connect(port.address).is_err() {
-        assert!(running.0.try_wait().unwrap().is_none(), "nginx has ended");
-        assert!(Instant::now() < deadline, "nginx does not serve");
-    }
-    (running, port.address)
-}
-
 #[test]
 #[ignore = "needs nginx; .ci/run runs it"]
 fn nginx_behind_it_may_refuse_hang_up_and_reload() {
     let folder = tempfile::tempdir().unwrap();
-    // Its workers are somebody else.
-    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let file = download(10_000_000);
     fs::write(folder.path().join("file"), &file).unwrap();
     let locations = "client_max_body_size 1k; location /silent { return 444; } location /teapot { return 418 short; }\n\
         location /slow { limit_rate 4m; alias FOLDER/file; }\n\
         location = /echo { if ($request_method = POST) { return 200 posted; } return 200 got; }";
-    let (nginx, address) = nginx(folder.path(), &locations.replace("FOLDER", &folder.path().display().to_string()));
+    let (nginx, address) = nginx(folder.path(), "", &locations.replace("FOLDER", &folder.path().display().to_string()));
     let site = Site::proxying(&[address], "");
     let _daemon = site.start();
     let mut client = Client::connect(site.address());
@@ -177,7 +111,7 @@ fn nginx_behind_it_may_refuse_hang_up_and_reload() {
     let mut asked = 0;
     let mut client = Client::connect(site.address());
     for _ in 0..10 {
-        kill(pid(nginx.0.id()), Signal::SIGHUP).unwrap();
+        kill(nginx.pid(), Signal::SIGHUP).unwrap();
         for _ in 0..20 {
             assert_eq!(client.get("/echo").status(), 200, "request {asked}");
             asked += 1;
@@ -191,12 +125,7 @@ fn s_server(folder: &Path, name: &str) -> (Peer, SocketAddr) {
     let mut command = Command::new("openssl");
     command.args(["s_server", "-www", "-quiet", "-accept", &port.address.port().to_string(), "-cert"]).arg(&pem);
     command.arg("-key").arg(&pem).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let running = Peer(command.spawn().unwrap());
-    let deadline = Instant::now() + PATIENCE;
-    while TcpStream::connect(port.address).is_err() {
-        assert!(Instant::now() < deadline, "openssl does not serve");
-    }
-    (running, port.address)
+    (Peer::listening(&mut command, port.address), port.address)
 }
 
 #[test]
@@ -237,12 +166,12 @@ fn openssl_reaches_the_server_it_names() {
 #[ignore = "needs nginx; .ci/run runs it"]
 fn a_load_over_nginx_that_reloads_loses_only_what_nginx_had_just_accepted() {
     let folder = tempfile::tempdir().unwrap();
-    let (nginx, address) = nginx(folder.path(), "location / { return 200 \"$request\\n\"; }");
+    let (nginx, address) = nginx(folder.path(), "", "location / { return 200 \"$request\\n\"; }");
     let site = Site::proxying(&[address], "");
     let _daemon = site.start();
     let load = Load::start(site.address(), &[Habit::Fresh, Habit::KeepGet, Habit::KeepGet]);
     for _ in 0..10 {
-        kill(pid(nginx.0.id()), Signal::SIGHUP).unwrap();
+        kill(nginx.pid(), Signal::SIGHUP).unwrap();
         load.more(300);
     }
     let (requests, failures) = load.stop();

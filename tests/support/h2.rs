@@ -12,6 +12,8 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
@@ -134,6 +136,36 @@ impl H2Origin {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::accepting(streams, |stream| async { Some(stream) }, serve).await
+    }
+
+    /// As [`H2Origin::new`], over TLS.
+    pub async fn secured<F>(
+        mut settings: ServerConfig,
+        serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        settings.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(settings));
+        let shake = move |stream| {
+            let shaken = acceptor.accept(stream);
+            async { shaken.await.ok().filter(|stream| stream.get_ref().1.alpn_protocol() == Some(b"h2")) }
+        };
+        Self::accepting(u32::MAX, shake, serve).await
+    }
+
+    async fn accepting<F, S, H>(
+        streams: u32,
+        shake: impl Fn(TcpStream) -> H + Send + Sync + 'static,
+        serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        H: Future<Output = Option<S>> + Send + 'static,
+    {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (serve, connections) = (Arc::new(serve), Arc::new(AtomicUsize::new(0)));
@@ -141,8 +173,9 @@ impl H2Origin {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
-                let serve = Arc::clone(&serve);
+                let (serve, shaken) = (Arc::clone(&serve), shake(stream));
                 tokio::spawn(async move {
+                    let Some(stream) = shaken.await else { return };
                     let mut builder = h2::server::Builder::new();
                     builder.max_concurrent_streams(streams);
                     let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await else { return };

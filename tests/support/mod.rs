@@ -10,6 +10,7 @@ pub mod haproxy;
 pub mod kernel;
 pub mod load;
 pub mod origin;
+pub mod peer;
 pub mod supervisor;
 pub mod syslog;
 pub mod tls;
