@@ -170,6 +170,69 @@ fn promise_11_a_listener_that_is_not_wanted_any_more_is_not_kept() {
     }
 }
 
+/// A site with two listening sockets.
+fn doubled(other: &Port) -> Site {
+    let site = Site::proxying(&[Origin::echo().address], "");
+    let one = fs::read_to_string(site.config()).unwrap();
+    let both = one.replace("bind = ", &format!("bind = [\"{}\", ", other.address));
+    fs::write(site.config(), both.replacen("\"\nbackend", "\"]\nbackend", 1)).unwrap();
+    site
+}
+
+#[test]
+fn promise_40_a_systemd_that_never_lets_go_keeps_nothing_and_the_reason_is_printed() {
+    let other = Port::new();
+    let site = doubled(&other);
+    // As systemd 235 passes on what the unit sets.
+    let unresolved = ("PROXY_SYSTEMD_STATE", "%S");
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.says = vec![unresolved, ("INVOCATION_ID", "0123456789abcdef0123456789abcdef")];
+    supervisor.start(&site, &[]);
+    supervisor.catch_up();
+    assert!(supervisor.store.is_empty(), "{:?}", supervisor.store.keys());
+    supervisor.terminate();
+    let daemon = site.launch(&[], &[unresolved]).unwrap();
+    let said = daemon.hear("systemd before 236");
+    assert!(said.contains("a restart or a killed master refuses clients"), "{said}");
+    drop(daemon);
+    // And 236.
+    supervisor.says = vec![("PROXY_SYSTEMD_STATE", "/var/lib")];
+    supervisor.start(&site, &[]);
+    supervisor.catch_up();
+    assert_eq!(supervisor.store.len(), 4);
+}
+
+#[test]
+fn promise_25_listeners_that_the_supervisor_has_no_room_for_are_told() {
+    let other = Port::new();
+    let site = doubled(&other);
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.says.push(("FDSTORE", "3"));
+    supervisor.start(&site, &[]);
+    supervisor.catch_up();
+    assert_eq!((supervisor.store.len(), supervisor.count("proxy-listener-")), (3, 1));
+    supervisor.terminate();
+    supervisor.store.clear();
+    let daemon = site.launch(&[], &[("SYSTEMD_EXEC_PID", "1"), ("FDSTORE", "3")]).unwrap();
+    let said = daemon.hear("FileDescriptorStoreMax=");
+    assert!(said.contains("keeps 3 descriptors at most") && said.contains("clients of 1 listening"), "{said}");
+}
+
+#[test]
+fn a_start_that_is_tried_again_while_clients_wait_says_that_they_do() {
+    let site = Site::proxying(&[Origin::echo().address], "");
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.start(&site, &[]);
+    supervisor.kill_all(&site);
+    let whole = fs::read_to_string(site.config()).unwrap();
+    fs::write(site.config(), format!("{whole}[defaults.error-pages]\n503 = \"absent.http\"\n")).unwrap();
+    let said = supervisor.refused(&site, &[]);
+    assert!(said.contains("absent.http") && said.contains("their clients wait until a start succeeds"), "{said}");
+    fs::write(site.config(), format!("{whole}[defaults]\nretriez = 3\n")).unwrap();
+    let said = supervisor.refused(&site, &[]);
+    assert!(said.contains("retriez") && !said.contains("wait"), "systemd closes them: {said}");
+}
+
 #[test]
 fn what_is_kept_and_is_nothing_of_ours_is_let_go() {
     let site = Site::proxying(&[Origin::echo().address], "");

@@ -123,9 +123,21 @@ fn a_background_daemon_that_cannot_serve_says_why_to_who_started_it() {
     site.configure(&Site::text(&[origin.address], "[defaults]\nretriez = 3"));
     let output = start();
     let said = text(&output.stderr);
-    assert_eq!(code(&output), 1, "{said}");
+    assert_eq!(code(&output), 6, "{said}");
     assert!(said.contains("unknown key `retriez`") && said.contains("did you mean `retries`?"), "{said}");
     assert!(!pid_file.exists() && !site.socket().exists(), "nothing is left of either");
+}
+
+#[test]
+fn only_a_file_that_is_wrong_in_itself_is_not_worth_another_start() {
+    let servers = [Origin::echo().address];
+    let site = Site::proxying(&servers, "");
+    let absent = "[defaults.error-pages]\n503 = \"{dir}/absent.http\"";
+    for (extra, expected) in [("[defaults]\nretriez = 3", 6), (absent, 1)] {
+        site.configure(&Site::text(&servers, extra));
+        let output = site.proxy(&["run"]);
+        assert_eq!(code(&output), expected, "{}", text(&output.stderr));
+    }
 }
 
 #[test]

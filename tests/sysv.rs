@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Instant;
 
+use nix::sys::signal::{Signal, kill};
 use support::client::{Client, get};
 use support::origin::{Origin, ok};
 use support::{PATIENCE, PROXY, Site, code, text};
@@ -169,11 +169,7 @@ fn every_action_of_a_life() {
     service.act("stop", 0);
     assert!(service.is_down());
     assert!(!service.pid_file().exists());
-    let deadline = Instant::now() + PATIENCE;
-    while runs(last) {
-        assert!(Instant::now() < deadline, "the daemon outlives its stop");
-        std::thread::yield_now();
-    }
+    assert!(!runs(last), "the daemon outlives its stop");
     service.act("status", 3);
     service.act("stop", 0);
     service.act("restart", 0);
@@ -318,6 +314,31 @@ fn a_daemon_that_cannot_be_asked_is_found_by_its_pid_file() {
     assert_eq!(service.answer(), "one");
     assert_eq!(text(&service.act("stop", 0).stderr), "");
     assert!(!runs(pid) && service.is_down() && !service.pid_file().exists());
+}
+
+#[test]
+fn a_start_beside_the_worker_of_a_killed_master_serves_and_cuts_nothing_short() {
+    let (origin, gate) = Origin::gated();
+    let service = Service::proxying(&[origin.address]);
+    service.act("start", 0);
+    let (master, orphan) = (service.pid(), service.worker());
+    let mut client = Client::connect(service.site.address());
+    client.send("GET /slow HTTP/1.1\r\nHost: test\r\n\r\n");
+    gate.arrived();
+    kill(support::pid(master), Signal::SIGKILL).unwrap();
+    support::await_end(master);
+    // It finishes what it has and takes nobody more.
+    support::await_refusal(service.site.address());
+    assert!(text(&service.act("status", 1).stdout).contains("is dead, but"));
+    service.act("start", 0);
+    assert!(service.pid() != master && service.worker() != orphan && runs(orphan));
+    assert_eq!(get(service.site.address(), "/").status(), 200);
+    service.act("reload-socket", 0);
+    gate.release();
+    assert!(client.response().is_some_and(|answer| answer.complete && answer.text() == "first half, second half"));
+    drop(client);
+    support::await_end(orphan);
+    service.act("status", 0);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use super::args::RunArgs;
 use super::run::{absolute, program};
@@ -15,20 +15,11 @@ const READY: &str = "ready";
 
 /// Starts the daemon and waits for its verdict.
 pub(super) fn start(args: &RunArgs) -> u8 {
-    let verdict = launch(args).and_then(|mut ours| {
-        let mut said = String::new();
-        ours.read_to_string(&mut said)?;
-        Ok(said)
-    });
-    match verdict {
-        Ok(said) if said == READY => super::DONE,
-        Ok(said) if said.is_empty() => {
-            eprintln!("proxy: the daemon ended before it served");
-            super::REFUSED
-        }
-        Ok(said) => {
-            eprintln!("proxy: {said}");
-            super::REFUSED
+    match verdict(args) {
+        Ok((said, _)) if said == READY => super::DONE,
+        Ok((said, code)) => {
+            eprintln!("proxy: {}", if said.is_empty() { "the daemon ended before it served" } else { &said });
+            code
         }
         Err(error) => {
             eprintln!("proxy: cannot start the daemon: {error}");
@@ -37,7 +28,21 @@ pub(super) fn start(args: &RunArgs) -> u8 {
     }
 }
 
-fn launch(args: &RunArgs) -> std::io::Result<UnixStream> {
+/// What the daemon says, and its exit code where it does not serve.
+fn verdict(args: &RunArgs) -> std::io::Result<(String, u8)> {
+    let (mut child, mut ours) = launch(args)?;
+    let mut said = String::new();
+    ours.read_to_string(&mut said)?;
+    if said == READY {
+        return Ok((said, super::DONE));
+    }
+    // Of one that was killed there is no code, and one that was told to end has not served either.
+    let code = child.wait()?.code().and_then(|code| u8::try_from(code).ok());
+    let code = code.filter(|code| *code != super::DONE).unwrap_or(super::REFUSED);
+    Ok((said, code))
+}
+
+fn launch(args: &RunArgs) -> std::io::Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0(program()).args(["run", "--behind", "--config"]).arg(absolute(&args.config));
@@ -55,8 +60,8 @@ fn launch(args: &RunArgs) -> std::io::Result<UnixStream> {
     if args.quiet {
         command.arg("--quiet");
     }
-    command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
-    Ok(ours)
+    let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
+    Ok((child, ours))
 }
 
 /// The process that waits for us to serve.

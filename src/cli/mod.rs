@@ -37,6 +37,8 @@ const REFUSED: u8 = 1;
 const BUSY: u8 = 3;
 /// No daemon answers.
 const NOT_RUNNING: u8 = 4;
+/// A daemon cannot start from this configuration, however often it is tried; as the LSB has it.
+const NOT_CONFIGURED: u8 = 6;
 
 /// Runs the command of this process.
 #[must_use]

@@ -14,6 +14,7 @@ pub(super) fn run(args: RunArgs) -> u8 {
         return resume(args);
     }
     let starter = if args.behind { Some(Starter::adopt()) } else { None };
+    let sockets_are_held = std::env::var_os("LISTEN_FDS").is_some();
     let result = serve(args, || {
         if let Some(starter) = &starter {
             starter.tell_ready();
@@ -23,13 +24,21 @@ pub(super) fn run(args: RunArgs) -> u8 {
         (Ok(()), _) => super::DONE,
         (Err(error), Some(starter)) => {
             starter.tell(&error.chain());
-            super::REFUSED
+            refused(&error)
         }
         (Err(error), None) => {
             eprintln!("proxy: {}", error.chain());
-            super::REFUSED
+            if sockets_are_held && !error.is_lasting() {
+                eprintln!("proxy: the supervisor holds listening sockets: their clients wait until a start succeeds");
+            }
+            refused(&error)
         }
     }
+}
+
+/// A supervisor need not try again what will be refused again.
+fn refused(error: &MasterError) -> u8 {
+    if error.is_lasting() { super::NOT_CONFIGURED } else { super::REFUSED }
 }
 
 /// This process was another program until now, which left everything on our stdin.

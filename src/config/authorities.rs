@@ -68,7 +68,7 @@ pub(super) fn revocations(file: &Path, section: &Section<'_>) -> Vec<Vec<u8>> {
     let lists = match sections(file, SectionKind::Crl) {
         Ok(lists) => lists,
         Err((problem, fix)) => {
-            section.report.error(place, problem, fix);
+            section.report.outside(place, problem, fix);
             return Vec::new();
         }
     };
@@ -82,7 +82,7 @@ pub(super) fn revocations(file: &Path, section: &Section<'_>) -> Vec<Vec<u8>> {
             Ok((_, list)) if list.version() != Some(X509Version::V2) => {
                 let problem = format!("`{}` holds a revocation list of version 1", file.display());
                 let fix = "make it with extensions: `crl_extensions` in openssl.cnf, or `-crlexts`";
-                section.report.error(place.clone(), problem, fix);
+                section.report.outside(place.clone(), problem, fix);
             }
             Ok((_, list)) => {
                 let until = list.next_update().map(|until| until.timestamp());
@@ -93,7 +93,7 @@ pub(super) fn revocations(file: &Path, section: &Section<'_>) -> Vec<Vec<u8>> {
             }
             Err(error) => {
                 let problem = format!("`{}` holds a broken revocation list", file.display());
-                section.report.error(place.clone(), problem, error.to_string());
+                section.report.outside(place.clone(), problem, error.to_string());
             }
         }
     }

@@ -284,12 +284,12 @@ fn resolve(text: &Text, section: &Section<'_>) -> Option<(SocketAddr, String)> {
     match text.text.to_socket_addrs().map(|mut found| found.next()) {
         Ok(Some(address)) => Some((address, host.trim_matches(['[', ']']).to_owned())),
         Ok(None) => {
-            section.report.error(text.span.clone(), format!("`{}` has no address", text.text), "is the name right?");
+            section.report.outside(text.span.clone(), format!("`{}` has no address", text.text), "is the name right?");
             None
         }
         Err(error) => {
             let message = format!("`{}` cannot be resolved", text.text);
-            section.report.error(text.span.clone(), message, error.to_string());
+            section.report.outside(text.span.clone(), message, error.to_string());
             None
         }
     }

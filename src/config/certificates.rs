@@ -49,7 +49,7 @@ pub(super) fn certificate<'a>(
             Some((certificate, key))
         }
         Err((problem, fix)) => {
-            report.error(file.span, problem, fix);
+            report.outside(file.span, problem, fix);
             None
         }
     }

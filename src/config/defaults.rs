@@ -145,7 +145,7 @@ impl Settings {
             let raw = match std::fs::read(&path) {
                 Ok(raw) => raw,
                 Err(error) => {
-                    section.report.error(file.span, format!("cannot read `{}`", path.display()), error.to_string());
+                    section.report.outside(file.span, format!("cannot read `{}`", path.display()), error.to_string());
                     continue;
                 }
             };

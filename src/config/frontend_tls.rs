@@ -50,12 +50,12 @@ pub(super) fn tls_server(mut section: Section<'_>, (mode, files): (Mode, TlsFile
 /// The certificates of a folder, behind those that are named.
 fn cert_dir(name: &Text, section: &Section<'_>, files: TlsFiles<'_>, to: &mut Vec<Certificate>) -> PathBuf {
     let folder = files.bases.cert_file(&name.text, section.report);
-    let report = |(problem, fix): Trouble| section.report.error(name.span.clone(), problem, fix);
+    let report = |(problem, fix): Trouble| section.report.outside(name.span.clone(), problem, fix);
     match files_of(&folder) {
         Ok(paths) => {
             if paths.is_empty() && to.is_empty() {
                 let fix = "put a file with chain and key there, or name one in `certificates`";
-                section.report.error(name.span.clone(), format!("there is no *.pem in `{}`", folder.display()), fix);
+                section.report.outside(name.span.clone(), format!("there is no *.pem in `{}`", folder.display()), fix);
             }
             for path in paths {
                 match load(&path, None) {

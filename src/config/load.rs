@@ -25,7 +25,7 @@ use super::{Bundle, CONFIG_VERSION, Loaded, Rejected, process, stats};
 pub fn load(path: &Path, check_format: &dyn Fn(&str) -> Result<(), String>) -> Result<Loaded, Rejected> {
     let source = std::fs::read_to_string(path).map_err(|error| {
         let brief = format!("cannot read {}: {error}", path.display());
-        Rejected { rendered: format!("error: {brief}"), brief, errors: 1 }
+        Rejected { rendered: format!("error: {brief}"), brief, errors: 1, lasting: false }
     })?;
     load_text(path, &source, check_format)
 }
@@ -48,7 +48,7 @@ pub fn load_text(
     let bundle = read(Section::new(table.get_ref(), span, "", &report), source, check_format);
     let (rendered, errors) = report.errors();
     if errors > 0 {
-        return Err(Rejected { rendered, brief: report.brief(), errors });
+        return Err(Rejected { rendered, brief: report.brief(), errors, lasting: report.lasting() });
     }
     Ok(Loaded { bundle, warnings: report.warnings() })
 }

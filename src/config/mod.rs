@@ -59,6 +59,8 @@ pub struct Rejected {
     pub brief: String,
     /// Number of problems.
     pub errors: usize,
+    /// Whether the text alone is wrong: no file and no name that it names could make it right.
+    pub lasting: bool,
 }
 
 /// A configuration that may be used.

@@ -232,7 +232,11 @@ fn log_sink(section: &mut Section<'_>) -> Option<LogSink> {
     match with_port.to_socket_addrs().ok().and_then(|mut found| found.next()) {
         Some(address) => Some(LogSink::Udp(address)),
         None => {
-            section.report.error(target.span, format!("`{host}` has no address"), "write \"syslog+udp:127.0.0.1:514\"");
+            section.report.outside(
+                target.span,
+                format!("`{host}` has no address"),
+                "write \"syslog+udp:127.0.0.1:514\"",
+            );
             None
         }
     }

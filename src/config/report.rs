@@ -1,7 +1,7 @@
 //! Problems of a configuration, collected and shown all at once.
 //! Filled by every section. Never stops at the first.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,8 @@ pub(super) struct Report<'a> {
     source: &'a str,
     errors: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
+    /// Something is wrong with what the text names, not with the text.
+    outside: Cell<bool>,
 }
 
 struct Problem {
@@ -24,13 +26,24 @@ struct Problem {
 
 impl<'a> Report<'a> {
     pub(super) fn new(path: &'a Path, source: &'a str) -> Self {
-        Self { path, source, errors: RefCell::default(), warnings: RefCell::default() }
+        Self { path, source, errors: RefCell::default(), warnings: RefCell::default(), outside: Cell::default() }
     }
 
     /// Reports what is wrong at `span`; `label` says what would be right.
     pub(super) fn error(&self, span: Range<usize>, message: impl Into<String>, label: impl Into<String>) {
         let problem = Problem { message: message.into(), label: label.into(), span, second: None };
         self.errors.borrow_mut().push(problem);
+    }
+
+    /// Reports a file or a name at `span` that cannot be used now: the same text may be right another time.
+    pub(super) fn outside(&self, span: Range<usize>, message: impl Into<String>, label: impl Into<String>) {
+        self.outside.set(true);
+        self.error(span, message, label);
+    }
+
+    /// Whether the errors are the text's alone, so that it is refused at any time.
+    pub(super) fn lasting(&self) -> bool {
+        !self.outside.get()
     }
 
     /// Reports something that contradicts another place of the file.

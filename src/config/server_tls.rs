@@ -65,7 +65,7 @@ fn authorities(section: &mut Section<'_>, files: TlsFiles<'_>) -> Option<usize> 
     match files.trust.place(file) {
         Ok(place) => Some(place),
         Err((problem, fix)) => {
-            section.report.error(section.place("ca-file"), problem, fix);
+            section.report.outside(section.place("ca-file"), problem, fix);
             None
         }
     }

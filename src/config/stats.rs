@@ -42,7 +42,7 @@ fn table_secret(mut section: Section<'_>) -> Option<Secret> {
         match std::fs::read_to_string(section.report.resolve(&file.text)) {
             Ok(hash) => crypt(Text { text: hash.trim().to_owned(), span: file.span }, &section),
             Err(error) => {
-                section.report.error(file.span, format!("cannot read `{}`", file.text), error.to_string());
+                section.report.outside(file.span, format!("cannot read `{}`", file.text), error.to_string());
                 None
             }
         }

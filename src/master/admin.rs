@@ -114,15 +114,22 @@ impl Caller {
         let Ok(text) = line(answer, self.trusted) else { return };
         // At once, as a rule: an answer takes less room than a fresh socket has.
         let written = self.stream.write(&text).unwrap_or(0);
-        if written == text.len() && !hold {
-            return;
+        if written == text.len() {
+            return let_go(self.stream, hold);
         }
         tokio::spawn(async move {
             let Ok(mut stream) = UnixStream::from_std(self.stream) else { return };
-            if stream.write_all(&text[written..]).await.is_ok() && hold {
-                std::future::pending::<()>().await;
+            if stream.write_all(&text[written..]).await.is_ok() {
+                let_go(stream, hold);
             }
         });
+    }
+}
+
+/// One that is held is the kernel's to close, when the process has ended: we ourselves would close it too early.
+fn let_go<S>(stream: S, hold: bool) {
+    if hold {
+        std::mem::forget(stream);
     }
 }
 

@@ -173,6 +173,12 @@ impl MasterError {
         }
     }
 
+    /// Whether another start from the same file would be refused, too, at any time.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::Rejected(rejected) if rejected.lasting)
+    }
+
     /// The whole chain of causes.
     #[must_use]
     pub fn chain(&self) -> String {

@@ -108,7 +108,7 @@ fn take(options: Options, estate: &Estate, events: &Events) -> Result<Master, Ma
         began: now.checked_sub(manifest.uptime).unwrap_or(now),
         previous,
         callers,
-        store: Store { kept: manifest.kept.clone(), legacy },
+        store: Store::of(manifest.kept.clone(), legacy),
     };
     // Nothing fails from here on.
     let mut master = Master::resumed(options, blank, bundle, taken);

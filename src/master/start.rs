@@ -104,7 +104,7 @@ pub(super) async fn start(
     };
     let blank = lifecycle::Blank::of(&plan, memory, tickets);
     let prepared = prepare(plan).await.map_err(|(_, error)| error)?;
-    let store = Store { kept: passed.kept, legacy: file };
+    let store = Store::of(passed.kept, file);
     let found = lifecycle::Found { store, last_reload: legacy.last_reload, orphans };
     let master = lifecycle::Master::first(options, blank, prepared, found).await?;
     if inherited > 0 {
@@ -119,7 +119,8 @@ pub(super) async fn start(
     for problem in &passed.problems {
         master.say(Severity::Warning, problem);
     }
-    if let Some(lack) = memfd_is_missing() {
+    let store_lacks = if master.bundle.systemd.fdstore { Store::lack() } else { None };
+    for lack in [memfd_is_missing(), store_lacks].into_iter().flatten() {
         master.say(Severity::Warning, lack);
     }
     master.signal_predecessors();

@@ -19,11 +19,18 @@ const COUNTERS: &str = KEPT_NAMES[0];
 const LEGACY: &str = KEPT_NAMES[1];
 const LISTENER: &str = KEPT_NAMES[2];
 
+/// The unit sets this variable to `%S`, which systemd 236 is the first to resolve.
+const RESOLVED: &str = "PROXY_SYSTEMD_STATE";
+/// What the unit has it keep at most.
+const ROOM: usize = 1024;
+
 /// What the supervisor has of ours.
 #[derive(Default)]
 pub(super) struct Store {
     pub(super) kept: BTreeSet<String>,
     pub(super) legacy: Option<LegacyFile>,
+    /// How many that should be kept there is no room for.
+    left_out: usize,
 }
 
 impl Store {
@@ -37,14 +44,34 @@ impl Store {
         self.kept.iter().any(|name| name.starts_with(LISTENER))
     }
 
-    /// Whether there is a supervisor that keeps what it is told to keep, and lets go of it again (systemd 236; what
-    /// names its invocations is 232 at least).
-    fn is_there() -> bool {
-        std::env::var_os("NOTIFY_SOCKET").is_some() && std::env::var_os("INVOCATION_ID").is_some()
+    /// What the supervisor has already, given by the process or the program before.
+    pub(super) fn of(kept: BTreeSet<String>, legacy: Option<LegacyFile>) -> Self {
+        Self { kept, legacy, left_out: 0 }
     }
 
-    /// Gives what is new and takes back what is not wanted any more.
-    fn update(&mut self, wanted: &[(String, BorrowedFd<'_>)]) {
+    /// Whether there is a supervisor that keeps what it is told to keep.
+    fn is_there() -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some() && lets_go()
+    }
+
+    /// Why there is none, where there seems to be one.
+    pub(super) fn lack() -> Option<&'static str> {
+        let systemd = ["INVOCATION_ID", RESOLVED].iter().any(|name| std::env::var_os(name).is_some());
+        (systemd && std::env::var_os("NOTIFY_SOCKET").is_some() && !lets_go()).then_some(
+            "systemd before 236, or a unit without the shipped one's Environment=: nothing is kept for the next master, \
+             a restart or a killed master refuses clients, and counters and TLS sessions begin anew",
+        )
+    }
+
+    /// How much it keeps at most.
+    fn room() -> usize {
+        // Said since systemd 254.
+        let said = std::env::var("FDSTORE").ok().and_then(|room| room.parse().ok());
+        said.unwrap_or(ROOM)
+    }
+
+    /// Gives what is new and takes back what is not wanted any more. Says what there is no room for, once.
+    fn update(&mut self, wanted: &[(String, BorrowedFd<'_>)]) -> Option<String> {
         let gone: Vec<_> =
             self.kept.iter().filter(|kept| wanted.iter().all(|(name, _)| name != *kept)).cloned().collect();
         for name in gone {
@@ -54,12 +81,30 @@ impl Store {
         }
         for (name, fd) in wanted {
             if !self.kept.contains(name)
+                && self.kept.len() < Self::room()
                 && notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[*fd]).is_ok()
             {
                 self.kept.insert(name.clone());
             }
         }
+        let left_out = wanted.iter().filter(|(name, _)| !self.kept.contains(name)).count();
+        let before = std::mem::replace(&mut self.left_out, left_out);
+        (left_out > before).then(|| {
+            format!(
+                "systemd keeps {} descriptors at most (FileDescriptorStoreMax=), {} are wanted: a restart or a killed \
+                 master refuses the clients of {left_out} listening sockets",
+                Self::room(),
+                wanted.len(),
+            )
+        })
     }
+}
+
+/// Whether the supervisor lets go again of what it keeps, when it is told to: before systemd 236 a listening socket
+/// that nobody accepts from would keep its clients waiting. Later ones say which process they started (248).
+fn lets_go() -> bool {
+    let resolved = std::env::var(RESOLVED).is_ok_and(|folder| !folder.starts_with('%'));
+    resolved || std::env::var_os("SYSTEMD_EXEC_PID").is_some()
 }
 
 /// A descriptor with its name, which no other of its kind has as long as this one lives.
@@ -86,7 +131,9 @@ impl Master {
             // What a socket unit gave us it keeps itself.
             let ours = sockets.filter(|socket| socket.name().is_none());
             wanted.extend(ours.filter_map(|socket| named(LISTENER, &**socket)));
-            store.update(&wanted);
+            if let Some(lack) = store.update(&wanted) {
+                self.say(Severity::Warning, &lack);
+            }
         } else if !self.is_ending() {
             store.update(&[]);
         }

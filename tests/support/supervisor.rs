@@ -23,6 +23,8 @@ pub struct Supervisor {
     socket: UnixDatagram,
     pub store: BTreeMap<String, OwnedFd>,
     pub child: Option<Child>,
+    /// By which a service knows what its supervisor can do.
+    pub says: Vec<(&'static str, &'static str)>,
 }
 
 impl Supervisor {
@@ -30,7 +32,7 @@ impl Supervisor {
         let path = site.path("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        Self { path, socket, store: BTreeMap::new(), child: None }
+        Self { path, socket, store: BTreeMap::new(), child: None, says: vec![("SYSTEMD_EXEC_PID", "1")] }
     }
 
     /// Starts the service with all that is kept, and with sockets of a socket unit by name; returns when it is ready.
@@ -87,7 +89,7 @@ impl Supervisor {
         script += "exec </dev/null >/dev/null; exec \"$0\" \"$@\"";
         let mut command = Command::new("sh");
         command.args(["-c", &script, PROXY, "run", "-q", "-f"]).arg(site.config());
-        command.env("NOTIFY_SOCKET", &self.path).env("INVOCATION_ID", "0123456789abcdef0123456789abcdef");
+        command.env("NOTIFY_SOCKET", &self.path).envs(self.says.iter().copied());
         let mut sockets = sockets.into_iter().map(|(_, socket)| Stdio::from(socket));
         command.stdin(sockets.next().unwrap_or_else(Stdio::null));
         command.stdout(sockets.next().unwrap_or_else(Stdio::null));
