@@ -128,6 +128,7 @@ mod tests {
         let server = UnixListener::bind(&path).unwrap();
         let peer = std::thread::spawn(move || {
             let (mut stream, _) = server.accept().unwrap();
+            stream.read_exact(&mut [0; COMMAND.len() + 1]).unwrap();
             stream.write_all(b"Unknown command\n").unwrap();
         });
         assert!(matches!(take(&path), Err(HandoffError::GetSocks(_))));

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Thread;
 
-use crossbeam_queue::ArrayQueue;
+use crossbeam_queue::SegQueue;
 
 use super::line::Severity;
 use super::record::Record;
@@ -30,7 +30,10 @@ pub(super) enum Entry {
 
 /// State shared by loggers and the log thread.
 pub(super) struct Shared {
-    pub(super) queue: ArrayQueue<Entry>,
+    /// Not a ring: it grows as it fills, and what was read a moment ago is what is written next, so that a busy thread
+    /// finds it in its cache and a new worker has nothing to lay out.
+    pub(super) queue: SegQueue<Entry>,
+    capacity: usize,
     pub(super) dropped: AtomicU64,
     pub(super) asleep: AtomicBool,
     pub(super) finishing: AtomicBool,
@@ -43,7 +46,8 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
-            queue: ArrayQueue::new(capacity),
+            queue: SegQueue::new(),
+            capacity,
             dropped: AtomicU64::new(0),
             asleep: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
@@ -111,10 +115,12 @@ impl Logger {
     }
 
     fn push(&self, entry: Entry) {
-        if self.shared.queue.push(entry).is_err() {
+        // Threads that ask at the same time may all find the last place.
+        if self.shared.queue.len() >= self.shared.capacity {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        self.shared.queue.push(entry);
         // Pairs with the fence of the sleeping side: either it sees the entry, or we see it asleep.
         fence(Ordering::SeqCst);
         if self.shared.asleep.load(Ordering::Relaxed) && self.shared.asleep.swap(false, Ordering::Relaxed) {

@@ -12,6 +12,14 @@ use crate::config::{Address, Bind};
 use crate::logging::Endpoint;
 use crate::socket::settled;
 
+/// Our end of whatever comes by this bind, where it says so itself and the kernel need not be asked.
+pub(super) fn certain(bind: &Bind) -> Option<Endpoint> {
+    match bind.address {
+        Address::Internet(address) if !address.ip().is_unspecified() && address.port() != 0 => Some(internet(address)),
+        Address::Internet(_) | Address::Unix(_) | Address::Passed(_) => None,
+    }
+}
+
 /// Our end. `binds` are the frontend's: a Unix socket is known by its number among them.
 pub(super) fn local(socket: &TcpStream, binds: &[Bind]) -> Option<Endpoint> {
     let name = SockRef::from(socket).local_addr().ok()?;

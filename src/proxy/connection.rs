@@ -26,7 +26,7 @@ use crate::handoff::messages::{MovingClient, MovingTunnel};
 use crate::http::Field;
 use crate::http::h2::PREFACE;
 use crate::logging::Endpoint;
-use crate::socket::Secrecy;
+use crate::socket::{Secrecy, Socket};
 use crate::stats::{Counter, Gauge};
 use crate::tls::is_still_admitted;
 use crate::upstream::{Backend, Connection};
@@ -83,6 +83,15 @@ pub struct Client {
     pub thread: Rc<Thread>,
     /// The frontend.
     pub site: Rc<Site>,
+}
+
+/// What is known of a connection's ends before the kernel is asked.
+#[derive(Default)]
+struct Ends {
+    peer: Option<Endpoint>,
+    local: Option<Endpoint>,
+    /// What somebody in between says of both.
+    told: Option<(Endpoint, Endpoint)>,
 }
 
 /// What follows a request.
@@ -163,14 +172,14 @@ async fn begin(
         Mode::Http => config.timeout.http_request,
         Mode::Tcp => config.timeout.client,
     });
-    let sources = bind.and_then(|bind| config.binds.get(bind)).map_or(&[][..], |bind| &bind.accept_proxy);
-    let mut ends = None;
-    if greeting::is_named(sources, peer) {
+    let bind = bind.and_then(|bind| config.binds.get(bind));
+    let local = bind.and_then(address::certain);
+    let mut ends = Ends { peer: peer.map(address::internet), local, told: None };
+    if bind.is_some_and(|bind| greeting::is_named(&bind.accept_proxy, peer)) {
         let introduced = greeting::introduced(&socket, &timer).await;
-        ends = site.heard(&thread, introduced)?;
+        ends.told = site.heard(&thread, introduced)?;
     }
     let stream = establish(&site, socket, &timer).await?;
-    let ends = (peer.map(address::internet), ends);
     let mut client = Client::new(stream, timer, ends, (thread, Rc::clone(&site)))?;
     client.began = began;
     Some(client)
@@ -181,7 +190,8 @@ pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past:
     let _presence = Presence::resumed(&thread, &site);
     let timer = thread.timers.register(past.left);
     let Some(peer) = address::peer(&socket, &site.config().binds) else { return };
-    if let Some(mut client) = Client::new(ClientStream::Plain(socket), timer, (Some(peer), past.ends), (thread, site)) {
+    let ends = Ends { peer: Some(peer), local: None, told: past.ends };
+    if let Some(mut client) = Client::new(ClientStream::Plain(socket.into()), timer, ends, (thread, site)) {
         let (now, instant) = client.began;
         client.began = (now - past.waited, instant.checked_sub(past.waited).unwrap_or(instant));
         client.input = past.unread;
@@ -200,11 +210,12 @@ pub async fn resume_tunnel(
 ) {
     let _presence = Presence::resumed(&thread, &site);
     let timer = thread.timers.register(past.left);
-    let stream = ClientStream::Plain(socket);
-    let Some(mut client) = Client::new(stream, timer, (Some(past.peer), None), (thread, site)) else { return };
+    let stream = ClientStream::Plain(socket.into());
+    let ends = Ends { peer: Some(past.peer), local: Some(past.local), told: None };
+    let Some(mut client) = Client::new(stream, timer, ends, (thread, site)) else { return };
     let begun = Instant::now().checked_sub(past.account.lasted);
     client.began = (past.account.accepted, begun.unwrap_or(client.began.1));
-    (client.local, client.left) = (past.local, Some(past.left));
+    client.left = Some(past.left);
     session::resume(&mut client, (&backend, place), server, past).await;
 }
 
@@ -269,8 +280,8 @@ async fn run(mut client: Box<Client>) {
 
 /// The TLS handshake, where configured.
 async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<ClientStream> {
-    let Some(acceptor) = &site.tls else { return Some(ClientStream::Plain(socket)) };
-    let mut handshake = Box::pin(acceptor.accept(socket));
+    let Some(acceptor) = &site.tls else { return Some(ClientStream::Plain(socket.into())) };
+    let mut handshake = Box::pin(acceptor.accept(Socket::from(socket)));
     let result = poll_fn(|cx| {
         if timer.poll(cx).is_some() {
             return Poll::Ready(None);
@@ -295,15 +306,18 @@ impl Client {
     fn new(
         stream: ClientStream,
         timer: Timer,
-        (peer, ends): (Option<Endpoint>, Option<(Endpoint, Endpoint)>),
+        ends: Ends,
         (thread, site): (Rc<Thread>, Rc<Site>),
     ) -> Option<Box<Self>> {
-        let local = address::local(stream.socket()?, &site.config().binds)?;
-        let (peer, local) = ends.unwrap_or((peer.unwrap_or(local), local));
+        let local = match ends.local {
+            Some(local) => local,
+            None => address::local(stream.socket()?, &site.config().binds)?,
+        };
+        let (peer, local) = ends.told.unwrap_or((ends.peer.unwrap_or(local), local));
         let secrecy = stream.session().filter(|_| site.introduces).map(|session| Rc::new(greeting::secrecy(session)));
         let edits = site.edits.made(&Facts { frontend: site.config(), peer, local, session: stream.session() });
         let client = Self::assemble(stream, timer, (peer, local), (thread, site));
-        Some(Box::new(Self { edits, secrecy, introduced: ends.is_some(), ..client }))
+        Some(Box::new(Self { edits, secrecy, introduced: ends.told.is_some(), ..client }))
     }
 
     /// A client of which nothing has been read.
@@ -406,7 +420,7 @@ impl Client {
         self.timer.set(LINGER);
         let unread = sending || !self.input.is_empty();
         self.give_buffers();
-        let silent = !unread && matches!(&self.stream, ClientStream::Plain(socket) if !has_unread(socket));
+        let silent = !unread && matches!(&self.stream, ClientStream::Plain(socket) if !has_unread(socket.tcp()));
         if silent && self.stays.is_none() {
             // Closing says the same with one call less, where no other worker may hold the descriptor too.
             return;

@@ -31,7 +31,7 @@ impl End for ServerStream {
 impl End for ClientStream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream),
+            Self::Plain(stream) => Some(stream.tcp()),
             Self::Tls(_) | Self::H2(_) => None,
         }
     }

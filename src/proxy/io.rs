@@ -13,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::h2_stream::H2Stream;
 use crate::http::h2::Io;
+use crate::socket::Socket;
 
 /// Bytes read at once. One buffer per thread serves all connections, so an idle connection owns none.
 const READ_SIZE: usize = 64 * 1024;
@@ -26,9 +27,9 @@ thread_local! {
 /// A client's connection, or what stands in its place for one request.
 pub enum ClientStream {
     /// TCP as it is.
-    Plain(TcpStream),
+    Plain(Socket),
     /// TLS after its handshake.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Socket>>),
     /// One stream of HTTP/2.
     H2(Box<H2Stream>),
 }
@@ -45,8 +46,8 @@ impl ClientStream {
     /// The TCP socket below, where it is this stream's alone.
     pub fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream),
-            Self::Tls(stream) => Some(stream.get_ref().0),
+            Self::Plain(stream) => Some(stream.tcp()),
+            Self::Tls(stream) => Some(stream.get_ref().0.tcp()),
             Self::H2(_) => None,
         }
     }

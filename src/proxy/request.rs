@@ -16,7 +16,7 @@ use super::reply::{Opening, broken_response, check_no_switch, check_switch, pass
 use super::respond::applies;
 use super::session;
 use super::tally::Tally;
-use super::timer::Alarm;
+use super::timer::{Alarm, now};
 use super::transcode::Transcoder;
 use crate::config::{Action, ConnectionMode, Destination};
 use crate::http::h2::write_request;
@@ -108,8 +108,12 @@ async fn receive(client: &mut Client) -> Result<Received, Failure> {
         client.timer.set(left);
     } else if client.requests > 0 {
         let timeout = &site.config().timeout;
-        client.timer.set(if client.input.is_empty() { timeout.http_keep_alive } else { timeout.http_request });
-        client.began = (SystemTime::now(), Instant::now());
+        if client.input.is_empty() {
+            client.timer.set(timeout.http_keep_alive);
+        } else {
+            client.timer.set(timeout.http_request);
+            client.began = (SystemTime::now(), Instant::now());
+        }
     }
     let mut fresh = !client.input.is_empty();
     let received = poll_fn(|cx| {
@@ -305,7 +309,7 @@ fn keep(client: &Client, (backend, server): (&Backend, usize), mut connection: C
                 departure.send(backend.moving(server), stream);
             }
         }
-        None => backend.servers[server].pool.put(connection, Instant::now()),
+        None => backend.servers[server].pool.put(connection, now()),
     }
 }
 
@@ -327,8 +331,7 @@ pub(super) async fn obtain(
     (fresh_only, certain): (bool, bool),
     tally: &mut Tally,
 ) -> Result<Connection, Failure> {
-    let began = Instant::now();
-    let mut failed = 0;
+    let (mut began, mut failed) = (None, 0);
     loop {
         tally.choose_server(backend, *server);
         if !fresh_only && let Some(connection) = kept(client, (backend, *server), certain) {
@@ -336,6 +339,7 @@ pub(super) async fn obtain(
             tally.connect_ms = 0;
             return Ok(connection);
         }
+        let began = *began.get_or_insert_with(Instant::now);
         let introduction = backend.config().send_proxy.map(|version| client.introduction(version));
         let connecting = backend.connect(*server, introduction.as_deref().unwrap_or_default());
         let error = match Box::pin(connecting).await {

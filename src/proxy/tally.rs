@@ -39,8 +39,8 @@ pub struct Tally {
     redispatched: bool,
     backend: Option<Rc<Backend>>,
     server: Option<usize>,
-    /// The backend, then the server.
-    entered: Vec<Slot>,
+    /// The backend's, then the server's.
+    entered: [Option<Slot>; 2],
 }
 
 impl Tally {
@@ -51,10 +51,9 @@ impl Tally {
         if head.is_some() || !client.input.is_empty() {
             client.site.slot.add(Counter::Requests, 1);
         }
-        let mut tally = Self::session(client);
+        let mut tally = Self::open(client, head.map_or(-1, |_| millis(client.began.1)));
         tally.http = true;
         tally.request_line = request_line;
-        tally.request_ms = head.map_or(-1, |_| millis(client.began.1));
         (tally.head_in, tally.bytes_in) = (head_in, head_in);
         tally
     }
@@ -76,11 +75,15 @@ impl Tally {
 
     /// The account of a connection in TCP mode.
     pub fn session(client: &Client) -> Self {
+        Self::open(client, millis(client.began.1))
+    }
+
+    fn open(client: &Client, request_ms: i64) -> Self {
         Self {
             began: client.began,
             http: false,
             request_line: Vec::new(),
-            request_ms: millis(client.began.1),
+            request_ms,
             head_in: 0,
             connect_ms: -1,
             response_ms: -1,
@@ -93,7 +96,7 @@ impl Tally {
             redispatched: false,
             backend: None,
             server: None,
-            entered: Vec::new(),
+            entered: [None; 2],
         }
     }
 
@@ -117,15 +120,15 @@ impl Tally {
 
     /// The account of a tunnel that another worker began: present here from now on, counted there.
     pub fn unpack(client: &Client, (backend, server): (&Rc<Backend>, usize), past: MovingAccount) -> Self {
-        let mut tally = Self::session(client);
+        let mut tally = Self::open(client, past.request_ms);
         (tally.http, tally.request_line, tally.status) = (past.http, past.request_line, past.status);
-        (tally.request_ms, tally.connect_ms, tally.response_ms) = (past.request_ms, past.connect_ms, past.response_ms);
+        (tally.connect_ms, tally.response_ms) = (past.connect_ms, past.response_ms);
         (tally.bytes_in, tally.bytes_out) = (past.bytes_in, past.bytes_out);
         (tally.retries, tally.redispatched) = (past.retries, past.redispatched);
-        for slot in [backend.slot, backend.servers[server].slot] {
+        tally.entered = [backend.slot, backend.servers[server].slot].map(|slot| {
             slot.raise(Counter::SessionsMax, slot.enter(Gauge::Sessions));
-            tally.entered.push(slot);
-        }
+            Some(slot)
+        });
         (tally.backend, tally.server) = (Some(Rc::clone(backend)), Some(server));
         tally
     }
@@ -142,7 +145,7 @@ impl Tally {
 
     /// The request goes to a backend.
     pub fn enter_backend(&mut self, backend: &Rc<Backend>) {
-        self.enter(backend.slot);
+        self.entered[0] = Some(enter(backend.slot));
         if self.http {
             backend.slot.add(Counter::Requests, 1);
         }
@@ -154,25 +157,17 @@ impl Tally {
         if self.server == Some(server) {
             return;
         }
-        if self.server.is_some()
-            && let Some(slot) = self.entered.pop()
-        {
+        if let Some(slot) = self.entered[1].take() {
             slot.leave(Gauge::Sessions);
         }
         let slot = backend.servers[server].slot;
-        self.enter(slot);
+        self.entered[1] = Some(enter(slot));
         slot.add(Counter::Selected, 1);
         if self.http {
             slot.add(Counter::Requests, 1);
         }
         backend.slot.add(Counter::Selected, 1);
         self.server = Some(server);
-    }
-
-    fn enter(&mut self, slot: Slot) {
-        slot.add(Counter::Sessions, 1);
-        slot.raise(Counter::SessionsMax, slot.enter(Gauge::Sessions));
-        self.entered.push(slot);
     }
 
     /// A connection to `server` failed and another one is tried.
@@ -201,7 +196,7 @@ impl Tally {
     /// Counts something on the frontend, backend and server of the request.
     pub fn count(&self, client: &Client, counter: Counter) {
         client.site.slot.add(counter, 1);
-        for slot in &self.entered {
+        for slot in self.entered.iter().flatten() {
             slot.add(counter, 1);
         }
     }
@@ -211,7 +206,7 @@ impl Tally {
         let second = self.began.0.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let took = self.began.1.elapsed();
         self.observe(client, took);
-        for slot in std::iter::once(&client.site.slot).chain(&self.entered) {
+        for slot in std::iter::once(&client.site.slot).chain(self.entered.iter().flatten()) {
             if self.http {
                 slot.status(self.status);
             }
@@ -221,10 +216,7 @@ impl Tally {
         }
         let termination = if self.local && termination == *b"--" { *b"LR" } else { termination };
         // As in HAProxy's lines the others are counted, not this one.
-        let mut others = [0; 2];
-        for (others, slot) in others.iter_mut().zip(self.entered.drain(..)) {
-            *others = slot.leave(Gauge::Sessions);
-        }
+        let others = std::mem::take(&mut self.entered).map(|slot| slot.map_or(0, |slot| slot.leave(Gauge::Sessions)));
         let record = self.record(client, termination, (took, others));
         let empty = !self.http && self.bytes_in == 0 && self.bytes_out == 0 && matches!(&termination, b"--" | b"CR");
         if !empty || client.site.config().log_empty {
@@ -239,7 +231,7 @@ impl Tally {
             client.site.slot.observe(took);
         }
         if let Some(time) = self.response {
-            self.entered.iter().for_each(|slot| slot.observe(time));
+            self.entered.iter().flatten().for_each(|slot| slot.observe(time));
         }
     }
 
@@ -282,10 +274,17 @@ impl Tally {
 impl Drop for Tally {
     /// A request whose task was dropped must not stay in the gauges.
     fn drop(&mut self) {
-        for slot in self.entered.drain(..) {
+        for slot in self.entered.iter().flatten() {
             slot.leave(Gauge::Sessions);
         }
     }
+}
+
+/// One more session there.
+fn enter(slot: Slot) -> Slot {
+    slot.add(Counter::Sessions, 1);
+    slot.raise(Counter::SessionsMax, slot.enter(Gauge::Sessions));
+    slot
 }
 
 fn narrow(value: u64) -> u32 {

@@ -7,9 +7,11 @@ mod limits;
 mod migration;
 mod owner;
 mod path;
+mod stream;
 
 pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
 pub use introduction::{BadIntroduction, Introduction, Secrecy, introduce, introduce_self, read_introduction};
 pub use limits::{Fittings, LimitError, Shortage, Wanted, raise_for};
 pub use migration::cost_of_rebinding;
 pub use path::{Former, beside, settled};
+pub use stream::Socket;

@@ -10,12 +10,12 @@ use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{TlsError, provider, resolver, verify, versions};
 use crate::config::{Authorities, TlsClient};
+use crate::socket::Socket;
 
 /// Tickets kept for the next connection to a server; the library keeps up to 8 of one name.
 const TICKETS: usize = 8;
@@ -120,7 +120,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// Why there is no session.
-    pub async fn connect(&self, stream: TcpStream) -> Result<TlsStream<TcpStream>, Refused> {
+    pub async fn connect(&self, stream: Socket) -> Result<TlsStream<Socket>, Refused> {
         match self.connector.connect(self.name.clone(), stream).await {
             Ok(stream) => {
                 self.troubles.forget(&self.server);

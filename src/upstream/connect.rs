@@ -63,8 +63,8 @@ impl Way {
         if !introduction.is_empty() {
             stream.write_all(introduction).await.map_err(ConnectError::Failed)?;
         }
-        let Some(tls) = &self.tls else { return Ok(ServerStream::Plain(stream)) };
-        let shaken = Box::pin(tls.connect(stream)).await;
+        let Some(tls) = &self.tls else { return Ok(stream.into()) };
+        let shaken = Box::pin(tls.connect(stream.into())).await;
         let mut stream = shaken.map_err(|Refused { source, news }| ConnectError::Handshake { source, news })?;
         // What waits in there looks like standstill to the time-out of a slow server.
         stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));

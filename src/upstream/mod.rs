@@ -17,7 +17,7 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
@@ -180,8 +180,9 @@ impl Backend {
         servers.flat_map(|(index, server)| server.pool.take_plain().into_iter().map(move |one| (index, one))).collect()
     }
 
-    /// Keeps a connection that an older worker opened, if it still leads to that server and is wanted.
-    pub fn adopt(&self, server: usize, stream: TcpStream) {
+    /// Keeps a connection that an older worker opened, if it still leads to that server and is wanted; `now` as in
+    /// [`Pool::put`].
+    pub fn adopt(&self, server: usize, stream: TcpStream, now: Duration) {
         let config = self.config();
         let (mode, known) = (config.connection_mode, &self.servers[server]);
         let wanted = config.protocol == Protocol::H1
@@ -190,17 +191,18 @@ impl Backend {
             && known.way.send_proxy.is_none()
             && !known.is_kept_away();
         if wanted && stream.peer_addr().is_ok_and(|peer| peer == config.servers[server].address) {
-            known.pool.put(Connection::new(stream.into()), Instant::now());
+            known.pool.put(Connection::new(stream.into()), now);
         }
     }
 
-    /// Closes idle connections that were not used for a while, and those to servers in maintenance.
-    pub fn sweep(&self) {
+    /// Closes idle connections that were not used for a while, and those to servers in maintenance; `now` as in
+    /// [`Pool::put`].
+    pub fn sweep(&self, now: Duration) {
         for server in &self.servers {
             if server.is_kept_away() {
                 server.pool.clear();
             } else {
-                server.pool.sweep();
+                server.pool.sweep(now);
             }
             server.calls.sweep(server.is_kept_away());
         }

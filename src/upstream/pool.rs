@@ -2,7 +2,7 @@
 //! Filled and emptied by `proxy` around each request. Never opens a connection.
 
 use std::cell::RefCell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 
@@ -48,7 +48,7 @@ impl From<Call> for Connection {
 /// Idle connections, last used first.
 #[derive(Default)]
 pub struct Pool {
-    idle: RefCell<Vec<(Instant, Connection)>>,
+    idle: RefCell<Vec<(Duration, Connection)>>,
 }
 
 impl Pool {
@@ -66,8 +66,8 @@ impl Pool {
         }
     }
 
-    /// Keeps a connection for the next request.
-    pub fn put(&self, connection: Connection, now: Instant) {
+    /// Keeps a connection for the next request; `now` is a time of any one clock.
+    pub fn put(&self, connection: Connection, now: Duration) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < MAX_IDLE {
             idle.push((now, connection));
@@ -84,11 +84,10 @@ impl Pool {
         drop(self.idle.take());
     }
 
-    /// Closes what has been idle for too long.
-    pub fn sweep(&self) {
-        let now = Instant::now();
+    /// Closes what has been idle for too long, by the clock of [`Pool::put`].
+    pub fn sweep(&self, now: Duration) {
         self.idle.borrow_mut().retain_mut(|(since, connection)| {
-            now.duration_since(*since) < IDLE_TIMEOUT && connection.stream.is_idle(false)
+            now.saturating_sub(*since) < IDLE_TIMEOUT && connection.stream.is_idle(false)
         });
     }
 }

@@ -14,11 +14,12 @@ use tokio_rustls::client::TlsStream;
 
 use super::Call;
 use crate::http::h2::Io;
+use crate::socket::Socket;
 
 /// A connection to a server.
 pub enum ServerStream {
     /// TCP as it is.
-    Plain(TcpStream),
+    Plain(Socket),
     /// TLS after its handshake.
     Tls(Secured),
     /// One request on a connection of HTTP/2.
@@ -26,16 +27,16 @@ pub enum ServerStream {
 }
 
 /// A TLS connection, which says goodbye when it is dropped (RFC 8446 section 6.1).
-pub struct Secured(Box<TlsStream<TcpStream>>);
+pub struct Secured(Box<TlsStream<Socket>>);
 
 impl From<TcpStream> for ServerStream {
     fn from(stream: TcpStream) -> Self {
-        Self::Plain(stream)
+        Self::Plain(stream.into())
     }
 }
 
-impl From<TlsStream<TcpStream>> for ServerStream {
-    fn from(stream: TlsStream<TcpStream>) -> Self {
+impl From<TlsStream<Socket>> for ServerStream {
+    fn from(stream: TlsStream<Socket>) -> Self {
         Self::Tls(Secured(Box::new(stream)))
     }
 }
@@ -45,8 +46,8 @@ impl ServerStream {
     #[must_use]
     pub fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream),
-            Self::Tls(stream) => Some(stream.0.get_ref().0),
+            Self::Plain(stream) => Some(stream.tcp()),
+            Self::Tls(stream) => Some(stream.0.get_ref().0.tcp()),
             Self::Call(_) => None,
         }
     }
@@ -61,7 +62,7 @@ impl ServerStream {
     #[must_use]
     pub fn plain(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream),
+            Self::Plain(stream) => Some(stream.tcp()),
             Self::Tls(_) | Self::Call(_) => None,
         }
     }
@@ -70,7 +71,7 @@ impl ServerStream {
     #[must_use]
     pub fn into_plain(self) -> Option<TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream),
+            Self::Plain(stream) => Some(stream.into()),
             Self::Tls(_) | Self::Call(_) => None,
         }
     }
@@ -89,7 +90,7 @@ impl ServerStream {
     pub(super) fn is_idle(&mut self, certain: bool) -> bool {
         let silent = match self {
             Self::Plain(stream) => {
-                let read = stream.try_read(&mut [0; 1]);
+                let read = stream.tcp().try_read(&mut [0; 1]);
                 matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
             }
             // What belongs to TLS alone, such as a ticket, is taken in on the way.

@@ -244,7 +244,7 @@ impl Serving {
                 if let Some(backend) = self.backends.get(backend)
                     && let Ok(stream) = TcpStream::from_std(socket.into())
                 {
-                    backend.adopt(server, stream);
+                    backend.adopt(server, stream, proxy::now());
                 }
             }
             Arrival::Tunnel { frontend, to, tunnel, sockets, go } => {
@@ -361,11 +361,12 @@ async fn sweep(thread: Rc<Thread>, backends: Vec<Rc<upstream::Backend>>, beat: O
         if let Some(beat) = beat {
             beat.fetch_add(1, Ordering::Relaxed);
         }
-        thread.timers.sweep(proxy::now());
+        let now = proxy::now();
+        thread.timers.sweep(now);
         count = count.wrapping_add(1);
         if count.is_multiple_of(POOL_SWEEP_EVERY) {
             for backend in &backends {
-                backend.sweep();
+                backend.sweep(now);
             }
         }
     }
