@@ -7,15 +7,17 @@ use std::fs;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use h2::Reason;
 use support::h2::{
     CONTINUATION, END_HEADERS, END_STREAM, Frame, GOAWAY, H2Client, HEADERS, PING, RST_STREAM, Raw, SETTINGS,
-    get_block, literal,
+    WINDOW_UPDATE, get_block, literal,
 };
 use support::origin::{Origin, download};
-use support::{Site, code, serving};
+use support::{PATIENCE, Site, code, serving};
 
+const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 fn site(origin: &Origin, frontend: &str) -> Site {
@@ -156,6 +158,36 @@ fn an_answer_under_way_is_finished_after_the_goodbye_in_two_steps() {
     let mut ended: Vec<_> = last.map(|frame| frame.stream).collect();
     ended.sort_unstable();
     assert_eq!(ended, [1, 3], "both were answered to their ends, then the connection closed");
+    support::await_end(old);
+}
+
+#[test]
+fn a_client_that_does_not_hear_the_goodbye_keeps_no_worker() {
+    let origin = Origin::echo();
+    let site = site(&origin, "");
+    let _daemon = site.start();
+    let mut raw = Raw::connect(site.address());
+    raw.send(SETTINGS, 1, 0, b"");
+    let old = serving(&site.status());
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    // It goes on asking as if nothing had been said, and answers no PING.
+    let (mut stream, mut seen, mut refused) = (1, Vec::new(), 0);
+    let deadline = Instant::now() + PATIENCE;
+    while raw.send(HEADERS, END_STREAM | END_HEADERS, stream, &get_block(&[])) {
+        assert!(Instant::now() < deadline, "it is served for ever");
+        let ended = std::iter::from_fn(|| raw.read()).find(|frame| {
+            seen.push(frame.kind);
+            frame.kind == RST_STREAM || frame.stream == stream && frame.flags & END_STREAM != 0
+        });
+        let Some(ended) = ended else { break };
+        // What is not answered is what any client may ask again elsewhere.
+        assert!(ended.kind != RST_STREAM || ended.code() == REFUSED_STREAM, "{ended:?}");
+        refused += usize::from(ended.kind == RST_STREAM);
+        stream += 2;
+        // Every answer is taken in.
+        raw.send(WINDOW_UPDATE, 0, 0, &100_u32.to_be_bytes());
+    }
+    assert!(seen.contains(&GOAWAY) && refused > 0, "{refused} refused");
     support::await_end(old);
 }
 

@@ -72,8 +72,10 @@ enum Stage {
     Idle,
     /// Requests are under way.
     Busy,
-    /// The client knows that it has to leave (GOAWAY); what it has asked before is answered.
+    /// The client has been told to leave (GOAWAY); what it has asked before it knew is answered.
     Leaving,
+    /// The client knows, or should, what is answered and that nothing more will be.
+    Left,
 }
 
 /// The client without its stream.
@@ -119,7 +121,8 @@ pub async fn serve(client: Client) {
     let hostile = Rc::<Cell<bool>>::default();
     if let Some(library) = shaken {
         let (wire, hostile) = (wire.clone(), Rc::clone(&hostile));
-        let connection = ClientConnection { library, stage: Stage::Idle, streams: Rc::default(), wire, hostile };
+        let (stage, streams, told) = (Stage::Idle, Rc::default(), None);
+        let connection = ClientConnection { library, stage, streams, wire, told, hostile };
         converse(&mut host, connection).await;
     }
     let Some(stream) = wire.into_stream() else { return };
@@ -172,6 +175,8 @@ struct ClientConnection {
     stage: Stage,
     streams: Rc<Streams>,
     wire: Wire,
+    /// When the client was told to leave.
+    told: Option<Instant>,
     /// The client has broken the rules: it is not listened to any longer.
     hostile: Rc<Cell<bool>>,
 }
@@ -188,26 +193,33 @@ impl ClientConnection {
                 // Requests under way have heard it themselves and end first.
                 Some(Alarm::Stopped) if self.streams.open.get() > 0 => {}
                 Some(Alarm::Stopped) => return Poll::Ready(None),
-                Some(Alarm::Expired) if self.stage == Stage::Leaving => return Poll::Ready(None),
+                Some(Alarm::Expired) if self.stage == Stage::Left => return Poll::Ready(None),
+                Some(Alarm::Expired) if self.stage == Stage::Leaving => {
+                    self.end(host, Reason::NO_ERROR);
+                    continue;
+                }
                 Some(Alarm::Expired) => {
                     self.leave(host);
                     continue;
                 }
                 None => {}
             }
-            if host.here.0.draining.get() && self.stage != Stage::Leaving {
+            if host.here.0.draining.get() && matches!(self.stage, Stage::Idle | Stage::Busy) {
                 self.leave(host);
             }
             let arrived = self.library.poll_accept(cx);
             if self.wire.take_flooded() {
                 host.here.1.slot.add(Counter::RequestErrors, 1);
                 self.hostile.set(true);
-                self.library.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                self.stage = Stage::Leaving;
-                host.timer.set(GOODBYE);
+                self.end(host, Reason::ENHANCE_YOUR_CALM);
                 continue;
             }
             return match ready!(arrived) {
+                Some(Ok((_request, mut respond))) if self.has_heard() => {
+                    // It has not been touched, and may be asked again elsewhere (RFC 9113 section 8.7).
+                    respond.send_reset(Reason::REFUSED_STREAM);
+                    continue;
+                }
                 Some(Ok(arrived)) => Poll::Ready(Some(arrived)),
                 Some(Err(error)) => {
                     self.hostile.set(!error.is_remote());
@@ -240,6 +252,20 @@ impl ClientConnection {
     fn leave(&mut self, host: &Host) {
         self.library.graceful_shutdown();
         self.stage = Stage::Leaving;
+        self.told = Some(Instant::now());
+        host.timer.set(GOODBYE);
+    }
+
+    /// Whether the client has had more than the time for it: the library goes on taking requests from one that does not
+    /// acknowledge the PING between the two, and would never be done.
+    fn has_heard(&self) -> bool {
+        self.told.is_some_and(|told| told.elapsed() > GOODBYE)
+    }
+
+    /// The last GOAWAY, whether or not the client has heard of the first.
+    fn end(&mut self, host: &Host, reason: Reason) {
+        self.library.abrupt_shutdown(reason);
+        self.stage = Stage::Left;
         host.timer.set(GOODBYE);
     }
 }
