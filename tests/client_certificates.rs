@@ -8,7 +8,9 @@ use std::io::{BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber, date_time_ymd};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -18,7 +20,8 @@ use support::authority::{Authority, parts};
 use support::client::read_message;
 use support::origin::Origin;
 use support::tls::{Pair, TlsClient};
-use support::{Port, Site, code, output, text};
+use support::{Port, Site, code, output, pid, serving, text, until};
+use time::OffsetDateTime;
 
 const FIELDS: &str = "request-headers.set = { X-CN = \"%[ssl_c_s_dn(cn)]\", X-Serial = \"%[ssl_c_serial,hex]\", \
     X-DN = \"%[ssl_c_s_dn]\", X-Used = \"%[ssl_c_used]\", X-Facts = \"%[src] %[ssl_fc] %[ssl_fc_protocol] \
@@ -188,6 +191,85 @@ fn a_resumed_session_is_that_of_the_same_client_until_the_rules_change() {
         assert_eq!(code(&site.proxy(&["reload"])), 0);
         assert_eq!(refused(&client, site.address()), AlertDescription::CertificateRevoked, "{versions:?}");
     }
+}
+
+/// A client that has proven who it is, and resumes its session.
+fn resuming(version: &'static SupportedProtocolVersion, identity: &str, address: SocketAddr) -> TlsClient {
+    let client = client(&[version], Some(identity));
+    assert_ne!(told(&client, address).unwrap().1, HandshakeKind::Resumed);
+    assert_eq!(told(&client, address).unwrap().1, HandshakeKind::Resumed);
+    client
+}
+
+#[test]
+fn a_session_is_resumed_for_no_longer_than_what_let_its_client_in_is_good() {
+    const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+    let end = OffsetDateTime::from_unix_timestamp(OffsetDateTime::now_utc().unix_timestamp() + 6).unwrap();
+    let (site, authority, _origin) = site("{ ca-file = \"ca.pem\" }");
+    let (lists, lists_authority, _origin) = self::site("{ ca-file = \"ca.pem\", crl-file = \"revoked.pem\" }");
+    fs::write(lists.path("revoked.pem"), lists_authority.revoke_until(&[66], end)).unwrap();
+    let (_daemon, _other) = (site.start(), lists.start());
+    let leaf = authority.issue_as("leaf", &[], |params| params.not_after = end);
+    let between = authority.intermediate("Between", |params| params.not_after = end);
+    let below = between.issue("below", &[]) + &between.pem();
+    let listed = lists_authority.issue_as("listed", &[], with_serial(1));
+    let of = |identity, at: &Site| VERSIONS.map(|version| resuming(version, identity, at.address()));
+    let (leaves, belows, listeds) = (of(&leaf, &site), of(&below, &site), of(&listed, &lists));
+    until("the end of all of it", || OffsetDateTime::now_utc() > end + Duration::from_secs(1));
+    // Whoever shows it again is told what is wrong with it.
+    for client in leaves.iter().chain(&belows) {
+        assert_eq!(refused(client, site.address()), AlertDescription::CertificateExpired);
+    }
+    for client in &listeds {
+        assert_eq!(refused(client, lists.address()), AlertDescription::UnknownCA);
+    }
+    // Whoever has another one by now is let in with it.
+    let renewed = authority.issue("renewed", &[]);
+    for mut client in leaves {
+        client.config.client_auth_cert_resolver =
+            self::client(&VERSIONS, Some(&renewed)).config.client_auth_cert_resolver;
+        let (body, kind) = told(&client, site.address()).unwrap();
+        assert!(kind != HandshakeKind::Resumed && body.contains("x-cn=renewed\n"), "{kind:?} {body}");
+        assert_eq!(told(&client, site.address()).unwrap().1, HandshakeKind::Resumed);
+    }
+}
+
+#[test]
+fn authorities_and_revocation_lists_that_change_count_without_a_reload_and_for_every_worker_to_come() {
+    let (site, authority, origin) = site("{ ca-file = \"ca.pem\" }");
+    let watching = "{ ca-file = \"ca.pem\", crl-file = \"revoked.pem\" }\nwatch = true";
+    configure(&site, &origin, watching);
+    fs::write(site.path("revoked.pem"), authority.revoke(&[66], 2101)).unwrap();
+    let daemon = site.start();
+    let first = authority.issue_as("first", &[], with_serial(1));
+    let next = Authority::new("Next CA");
+    let second = next.issue_as("second", &[], with_serial(2));
+    let admitted = |identity: &String| told(&client(&[&TLS13], Some(identity)), site.address()).is_ok();
+    let resumes = resuming(&TLS13, &first, site.address());
+    assert!(!admitted(&second));
+    // A list that is broken changes nothing, and is told.
+    fs::write(site.path("revoked.pem"), "-----BEGIN X509 CRL-----").unwrap();
+    daemon.hear("revoked.pem");
+    assert!(admitted(&first));
+    fs::write(site.path("revoked.pem"), authority.revoke(&[66, 1], 2101)).unwrap();
+    until("the first is revoked", || !admitted(&first));
+    daemon.hear("frontend web: other revocation lists for clients");
+    assert_eq!(refused(&resumes, site.address()), AlertDescription::CertificateRevoked);
+    fs::write(site.path("revoked.pem"), authority.revoke(&[66], 2101) + &next.revoke(&[], 2101)).unwrap();
+    fs::write(site.path("ca.pem"), authority.pem() + &next.pem()).unwrap();
+    until("both authorities count", || admitted(&first) && admitted(&second));
+    daemon.hear("frontend web: other authorities for clients");
+    let before = serving(&site.status());
+    kill(pid(before), Signal::SIGKILL).unwrap();
+    site.await_status("a new worker", |status| {
+        let all = status["generations"].as_array().unwrap();
+        all.iter().any(|one| one["state"] == "serving" && one["pid"] != before)
+    });
+    assert!(admitted(&first) && admitted(&second));
+    // Nobody is left who vouches for the first.
+    fs::write(site.path("ca.pem"), next.pem()).unwrap();
+    until("the first authority is gone", || !admitted(&first));
+    assert!(admitted(&second));
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Whom to believe: certificates of authorities and lists of what they have revoked.
-//! Called by `server_tls` and `frontend_tls`. Never decides about a certificate.
+//! Called by `server_tls` and `frontend_tls`, and when files have changed. Never decides about a certificate.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Version};
 
-use super::Authorities;
 use super::certificates::{Trouble, read};
 use super::section::Section;
+use super::{Authorities, ClientAuth};
 
 /// Where distributions keep the authorities that everybody believes.
 const SYSTEM: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -46,7 +46,8 @@ impl Trust {
     }
 }
 
-fn authorities(path: PathBuf) -> Result<Authorities, Trouble> {
+/// The authorities of a file.
+pub(super) fn authorities(path: PathBuf) -> Result<Authorities, Trouble> {
     let mut certificates: Vec<Vec<u8>> = Vec::new();
     for der in sections(&path, SectionKind::Certificate)? {
         if !certificates.contains(&der) {
@@ -62,42 +63,63 @@ fn authorities(path: PathBuf) -> Result<Authorities, Trouble> {
     Ok(Authorities { path, certificates })
 }
 
-/// The revocation lists of a file.
+/// What vouches for clients, as the files hold it now.
+///
+/// # Errors
+/// The first file that cannot be used, and why.
+pub fn read_client_auth(auth: &ClientAuth) -> Result<ClientAuth, String> {
+    let told = |(problem, fix): Trouble| format!("{problem}; {fix}");
+    let authorities = authorities(auth.authorities.path.clone()).map_err(told)?;
+    let crls = auth.crl_file.as_deref().map_or(Ok(Vec::new()), lists).map_err(told)?;
+    Ok(ClientAuth { authorities, crls, ..auth.clone() })
+}
+
+/// The revocation lists of a file that the configuration names.
 pub(super) fn revocations(file: &Path, section: &Section<'_>) -> Vec<Vec<u8>> {
     let place = section.place("crl-file");
-    let lists = match sections(file, SectionKind::Crl) {
+    let lists = match lists(file) {
         Ok(lists) => lists,
         Err((problem, fix)) => {
             section.report.outside(place, problem, fix);
             return Vec::new();
         }
     };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    if lists_end(&lists).is_some_and(|end| end < i64::try_from(now).unwrap_or(i64::MAX)) {
+        let problem = format!("a revocation list in `{}` is out of date", file.display());
+        section.report.warning(place, problem, "every certificate of its issuer is refused");
+    }
+    lists
+}
+
+/// When the first of these lists is out of date, in seconds since the epoch.
+#[must_use]
+pub fn lists_end(lists: &[Vec<u8>]) -> Option<i64> {
+    let end = |der: &Vec<u8>| Some(CertificateRevocationList::from_der(der).ok()?.1.next_update()?.timestamp());
+    lists.iter().filter_map(end).min()
+}
+
+/// The revocation lists of a file.
+fn lists(file: &Path) -> Result<Vec<Vec<u8>>, Trouble> {
+    let lists = sections(file, SectionKind::Crl)?;
     if lists.is_empty() {
         let problem = format!("`{}` holds no revocation list", file.display());
-        section.report.error(place.clone(), problem, "put the lists of all authorities of a chain into one PEM file");
+        return Err((problem, String::from("put the lists of all authorities of a chain into one PEM file")));
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     for der in &lists {
         match CertificateRevocationList::from_der(der) {
             Ok((_, list)) if list.version() != Some(X509Version::V2) => {
                 let problem = format!("`{}` holds a revocation list of version 1", file.display());
                 let fix = "make it with extensions: `crl_extensions` in openssl.cnf, or `-crlexts`";
-                section.report.outside(place.clone(), problem, fix);
+                return Err((problem, fix.to_owned()));
             }
-            Ok((_, list)) => {
-                let until = list.next_update().map(|until| until.timestamp());
-                if until.is_some_and(|until| until < i64::try_from(now).unwrap_or(i64::MAX)) {
-                    let problem = format!("a revocation list in `{}` is out of date", file.display());
-                    section.report.warning(place.clone(), problem, "every certificate of its issuer is refused");
-                }
-            }
+            Ok(_) => {}
             Err(error) => {
-                let problem = format!("`{}` holds a broken revocation list", file.display());
-                section.report.outside(place.clone(), problem, error.to_string());
+                return Err((format!("`{}` holds a broken revocation list", file.display()), error.to_string()));
             }
         }
     }
-    lists
+    Ok(lists)
 }
 
 /// What a PEM file holds of one kind.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::authorities::revocations;
+use super::authorities::{authorities, revocations};
 use super::certificates::{Trouble, certificate, files_of, load};
 use super::expiry::tell_expiry;
 use super::section::{Section, Text};
@@ -103,11 +103,11 @@ fn client_auth(mut section: Section<'_>, files: TlsFiles<'_>) -> Option<ClientAu
         section.report.error(section.span.clone(), problem, "add ca-file = \"FILE.pem\": who issues to clients");
     }
     let authorities = file.and_then(|name| {
-        let placed = files.trust.place(Some(files.bases.ca_file(&name.text, section.report)));
-        placed.map_err(|(problem, fix)| section.report.error(name.span, problem, fix)).ok()
+        let read = authorities(files.bases.ca_file(&name.text, section.report));
+        read.map_err(|(problem, fix)| section.report.outside(name.span, problem, fix)).ok()
     });
-    let crls = section.text("crl-file").map(|name| files.bases.ca_file(&name.text, section.report));
-    let crls = crls.map(|file| revocations(&file, &section)).unwrap_or_default();
+    let crl_file = section.text("crl-file").map(|name| files.bases.ca_file(&name.text, section.report));
+    let crls = crl_file.as_deref().map(|file| revocations(file, &section)).unwrap_or_default();
     section.finish();
-    Some(ClientAuth { required, authorities: authorities?, crls })
+    Some(ClientAuth { required, authorities: authorities?, crl_file, crls })
 }

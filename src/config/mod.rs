@@ -29,6 +29,7 @@ mod units;
 #[cfg(test)]
 mod tests;
 
+pub use authorities::{lists_end, read_client_auth};
 pub use backend::{Backend, Balance, Protocol, SendProxy, Server};
 pub use bundle::*;
 pub use certificates::{Facts, facts, read_certificates};

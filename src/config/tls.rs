@@ -38,12 +38,14 @@ pub struct TlsServer {
 }
 
 /// `client-auth`: certificates of clients.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientAuth {
     /// Whether a client without a certificate is refused.
     pub required: bool,
-    /// Place in `Bundle::authorities` of those that vouch for clients.
-    pub authorities: usize,
+    /// Those that vouch for clients.
+    pub authorities: Authorities,
+    /// Where the revocation lists came from.
+    pub crl_file: Option<PathBuf>,
     /// DER revocation lists; with any, every certificate of a chain has to be covered.
     #[serde(with = "super::base64_list")]
     pub crls: Vec<Vec<u8>>,
@@ -90,7 +92,7 @@ pub enum KeyFormat {
 }
 
 /// The authorities of one file.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Authorities {
     /// Where they came from.
     pub path: PathBuf,

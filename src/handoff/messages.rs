@@ -99,6 +99,8 @@ pub enum ToWorker {
     TicketKeys(Vec<Vec<u8>>),
     /// Other certificates for the frontend of this name; one descriptor, a memfd with their list in JSON.
     Certificates(String),
+    /// Others who vouch for clients of the frontend of this name; one descriptor, a memfd with them in JSON.
+    Clients(String),
     /// End at once.
     Stop,
     /// A fresh socket for the log target with this index; one descriptor.

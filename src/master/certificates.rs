@@ -1,4 +1,5 @@
-//! Certificates whose files change: looked for twice a second, sent to the workers once they are whole.
+//! Certificates, and those that vouch for clients, whose files change: looked for twice a second, sent to the workers
+//! once they are whole.
 //! Run beside `lifecycle`, which it tells. Never exchanges a certificate for one that could not be served.
 
 use std::collections::HashSet;
@@ -10,12 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::events::Event;
 use super::lifecycle::Master;
-use crate::config::{Bundle, Certificate, Expiry, Frontend, TlsServer, read_certificates};
+use crate::config::{
+    Bundle, Certificate, ClientAuth, Expiry, Frontend, TlsServer, read_certificates, read_client_auth,
+};
 use crate::handoff::memory_file;
 use crate::handoff::messages::ToWorker;
 use crate::logging::Severity;
@@ -35,10 +39,17 @@ pub(super) struct Sight {
     frontend: String,
 }
 
+/// What the files of a frontend hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Material {
+    certificates: Vec<Certificate>,
+    clients: Option<ClientAuth>,
+}
+
 /// What a look found.
 pub(super) enum Found {
-    /// Other certificates, all of which can be used.
-    New(Vec<Certificate>),
+    /// Something else than before, all of which can be used.
+    New(Material),
     /// Something that cannot be served, and why.
     Unusable(String),
 }
@@ -103,7 +114,8 @@ async fn look(watch: u64, mut watched: Vec<Watched>, events: mpsc::UnboundedSend
 
 fn marks(tls: &TlsServer) -> Vec<Option<Mark>> {
     let named = tls.sources.iter().flat_map(|(file, key)| [Some(file), key.as_ref()]).flatten();
-    let mut marks: Vec<_> = named.map(|path| mark(path)).collect();
+    let clients = tls.client_auth.iter().flat_map(|auth| [Some(&auth.authorities.path), auth.crl_file.as_ref()]);
+    let mut marks: Vec<_> = named.chain(clients.flatten()).map(|path| mark(path)).collect();
     if let Some(folder) = &tls.cert_dir {
         marks.push(mark(folder));
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -112,6 +124,11 @@ fn marks(tls: &TlsServer) -> Vec<Option<Mark>> {
         marks.extend(entries.iter().map(|path| mark(path)));
     }
     marks
+}
+
+fn read(tls: &TlsServer) -> Result<Material, String> {
+    let clients = tls.client_auth.as_ref().map(read_client_auth).transpose()?;
+    Ok(Material { certificates: read_certificates(tls)?, clients })
 }
 
 impl Watched {
@@ -126,7 +143,7 @@ impl Watched {
         if !self.wants_reading(marks(&self.tls)) {
             return None;
         }
-        let read = read_certificates(&self.tls);
+        let read = read(&self.tls);
         // Else somebody is still writing: a later look sees the end of it.
         let quiet = marks(&self.tls) == self.marks;
         if quiet { self.judge(read) } else { None }
@@ -142,15 +159,16 @@ impl Watched {
         self.seen <= 2 || (self.told.is_some() && self.seen.is_multiple_of(AGAIN))
     }
 
-    fn judge(&mut self, read: Result<Vec<Certificate>, String>) -> Option<Found> {
+    fn judge(&mut self, read: Result<Material, String>) -> Option<Found> {
         match read {
-            Ok(certificates) => {
+            Ok(found) => {
                 self.told = None;
-                if certificates == self.tls.certificates {
+                if found.certificates == self.tls.certificates && found.clients == self.tls.client_auth {
                     return None;
                 }
-                self.tls.certificates.clone_from(&certificates);
-                Some(Found::New(certificates))
+                self.tls.certificates.clone_from(&found.certificates);
+                self.tls.client_auth.clone_from(&found.clients);
+                Some(Found::New(found))
             }
             // Half a file, or a certificate before its key, is none of anybody's business unless it stays.
             Err(_) if self.seen < 2 => None,
@@ -209,11 +227,15 @@ impl Master {
         }
         let name = &sight.frontend;
         let result = match found {
-            Found::New(certificates) => self.serve_certificates(name, certificates),
+            Found::New(found) => self.serve(name, found).map_err(|error| error.to_string()),
             Found::Unusable(problem) => Err(problem),
         };
         match result {
-            Ok(change) => self.say(Severity::Notice, &format!("frontend {name}: {change}")),
+            Ok(changes) => {
+                for change in changes {
+                    self.say(Severity::Notice, &format!("frontend {name}: {change}"));
+                }
+            }
             Err(problem) => {
                 self.say(Severity::Error, &format!("frontend {name}: the certificates stay as they are: {problem}"));
             }
@@ -222,20 +244,32 @@ impl Master {
     }
 
     /// Returns what has changed.
-    fn serve_certificates(&mut self, frontend: &str, certificates: Vec<Certificate>) -> Result<String, String> {
-        self.send_certificates(frontend, &certificates).map_err(|error| error.to_string())?;
-        let known = self.bundle.frontends.iter().find(|known| known.name == frontend);
-        let old = known.and_then(|known| known.tls.as_ref()).map_or(&[][..], |tls| &tls.certificates);
-        let change = difference(old, &certificates);
-        // Whoever replaces a worker that dies serves them, too.
-        self.bundle = Arc::new(exchanged(&self.bundle, frontend, certificates));
-        Ok(change)
+    fn serve(&mut self, frontend: &str, found: Material) -> io::Result<Vec<String>> {
+        let mut bundle = Bundle::clone(&self.bundle);
+        let known = bundle.frontends.iter_mut().find(|known| known.name == frontend);
+        let Some(tls) = known.and_then(|known| known.tls.as_mut()) else { return Ok(Vec::new()) };
+        let mut changes = Vec::new();
+        if found.certificates != tls.certificates {
+            self.send(ToWorker::Certificates(frontend.to_owned()), &found.certificates)?;
+            changes.push(difference(&tls.certificates, &found.certificates));
+        }
+        if let (Some(new), Some(old)) = (&found.clients, &tls.client_auth)
+            && new != old
+        {
+            self.send(ToWorker::Clients(frontend.to_owned()), new)?;
+            changes.extend((new.authorities != old.authorities).then(|| String::from("other authorities for clients")));
+            changes.extend((new.crls != old.crls).then(|| String::from("other revocation lists for clients")));
+        }
+        // Whoever replaces a worker that dies has them, too.
+        (tls.certificates, tls.client_auth) = (found.certificates, found.clients);
+        self.bundle = Arc::new(bundle);
+        Ok(changes)
     }
 
-    fn send_certificates(&self, frontend: &str, certificates: &[Certificate]) -> io::Result<()> {
+    fn send(&self, message: ToWorker, what: &impl Serialize) -> io::Result<()> {
         let mut file = memory_file("certificates")?;
-        file.write_all(&serde_json::to_vec(certificates)?)?;
-        self.workers.tell_serving(&ToWorker::Certificates(frontend.to_owned()), file.as_fd());
+        file.write_all(&serde_json::to_vec(what)?)?;
+        self.workers.tell_serving(&message, file.as_fd());
         Ok(())
     }
 
@@ -272,16 +306,6 @@ fn names(certificates: &[&Certificate]) -> String {
     let all: Vec<_> = certificates.iter().flat_map(|one| &one.names).map(String::as_str).collect();
     let shown = all[..all.len().min(SHOWN)].join(", ");
     if all.len() > SHOWN { format!("{shown} and {} more", all.len() - SHOWN) } else { shown }
-}
-
-/// The configuration with other certificates of a frontend.
-fn exchanged(bundle: &Bundle, frontend: &str, certificates: Vec<Certificate>) -> Bundle {
-    let mut bundle = bundle.clone();
-    let tls = bundle.frontends.iter_mut().find(|known| known.name == frontend).and_then(|known| known.tls.as_mut());
-    if let Some(tls) = tls {
-        tls.certificates = certificates;
-    }
-    bundle
 }
 
 #[cfg(test)]

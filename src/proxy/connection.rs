@@ -28,7 +28,6 @@ use crate::http::h2::PREFACE;
 use crate::logging::Endpoint;
 use crate::socket::{Secrecy, Socket};
 use crate::stats::{Counter, Gauge};
-use crate::tls::is_still_admitted;
 use crate::upstream::{Backend, Connection};
 
 /// How long an orderly close waits for a client that is silent to end, so that a reset cannot overtake our
@@ -288,8 +287,7 @@ async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<Clie
         }
         handshake.as_mut().poll(cx).map(Result::ok)
     })
-    .await
-    .filter(|stream| is_still_admitted(stream.get_ref().1));
+    .await;
     if result.is_none() {
         site.slot.add(Counter::HandshakeErrors, 1);
         site.slot.add(Counter::RequestErrors, 1);

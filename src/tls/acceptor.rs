@@ -2,7 +2,7 @@
 //! Called by `proxy` for each connection of a frontend that speaks TLS. Never reads what comes after the handshake.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::ServerConfig;
 use rustls::server::Acceptor as HelloReader;
@@ -11,6 +11,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::resolver::Resolver;
+use super::{TicketKeys, TlsError, settings};
+use crate::config::{ClientAuth, Frontend, TlsServer};
 
 /// An alert that ends a handshake before anything is encrypted, RFC 8446 section 5.1 and 6: a record of two bytes.
 const fn fatal(description: u8) -> [u8; 7] {
@@ -24,13 +26,29 @@ const UNKNOWN_NAME: [u8; 7] = fatal(112);
 /// Shakes hands for one frontend.
 #[derive(Clone)]
 pub struct Acceptor {
-    config: Arc<ServerConfig>,
+    config: Arc<RwLock<Arc<ServerConfig>>>,
     resolver: Arc<Resolver>,
 }
 
 impl Acceptor {
-    pub(super) fn new(config: Arc<ServerConfig>, resolver: Arc<Resolver>) -> Self {
-        Self { config, resolver }
+    pub(super) fn new(config: ServerConfig, resolver: Arc<Resolver>) -> Self {
+        Self { config: Arc::new(RwLock::new(Arc::new(config))), resolver }
+    }
+
+    /// Asks clients for other certificates from now on, on every thread that has this from the same one.
+    ///
+    /// # Errors
+    /// Authorities or lists that the library refuses; the old ones stay.
+    pub fn admit(&self, frontend: &Frontend, auth: ClientAuth, tickets: &Arc<TicketKeys>) -> Result<(), TlsError> {
+        let Some(tls) = &frontend.tls else { return Ok(()) };
+        let tls = TlsServer { client_auth: Some(auth), ..tls.clone() };
+        let config = Arc::new(settings((&frontend.name, &tls), &self.resolver, tickets)?);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What chooses the certificates.
@@ -48,13 +66,13 @@ impl Acceptor {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         if !self.resolver.is_strict() {
-            return TlsAcceptor::from(Arc::clone(&self.config)).accept(io).await;
+            return TlsAcceptor::from(self.config()).accept(io).await;
         }
         // The library's own refusal would be `access_denied`.
         let mut start = LazyConfigAcceptor::new(HelloReader::default(), io).await?;
         let name = start.client_hello().server_name().map(str::to_owned);
         if self.resolver.knows(name.as_deref()) {
-            return start.into_stream(Arc::clone(&self.config)).await;
+            return start.into_stream(self.config()).await;
         }
         let alert = if name.is_none() { NO_NAME } else { UNKNOWN_NAME };
         start.io.write_all(&alert).await?;

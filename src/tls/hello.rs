@@ -2,6 +2,8 @@
 //! Called by `proxy` where connections are passed on still encrypted. Pure: never answers, never
 //! judges what only the server behind has to understand.
 
+use super::bytes::Reader;
+
 /// Longest ClientHello that is waited for; with post-quantum key shares real ones have 2 KiB.
 const MOST: usize = 16 * 1024;
 /// Longest record (RFC 8446 section 5.1).
@@ -120,29 +122,4 @@ fn server_name(value: &[u8]) -> Option<Hello> {
     };
     let name = found.filter(is_name).and_then(|name| std::str::from_utf8(name).ok());
     Some(name.map_or(Hello::Anonymous, |name| Hello::Name(name.trim_end_matches('.').to_ascii_lowercase())))
-}
-
-/// What is left of a message.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn short(&mut self) -> Option<usize> {
-        self.take(2).map(|bytes| usize::from(bytes[0]) << 8 | usize::from(bytes[1]))
-    }
-
-    fn byte_vector(&mut self) -> Option<&'a [u8]> {
-        let length = self.take(1)?[0];
-        self.take(length.into())
-    }
-
-    fn short_vector(&mut self) -> Option<&'a [u8]> {
-        let length = self.short()?;
-        self.take(length)
-    }
 }

@@ -2,11 +2,13 @@
 //! Called by `worker` while it starts. Never reads a file: the bundle holds everything.
 
 mod acceptor;
+mod bytes;
 mod client;
 mod error;
 mod hello;
 mod names;
 mod resolver;
+mod session;
 mod shown;
 mod tickets;
 mod verify;
@@ -20,7 +22,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
 use rustls::version::{TLS12, TLS13};
 
-use crate::config::{Authorities, Bundle, Frontend, TlsServer};
+use crate::config::{Bundle, Frontend, TlsServer, lists_end};
 
 pub use acceptor::Acceptor;
 pub use client::{ClientSettings, Refused, ServerTls};
@@ -31,37 +33,40 @@ pub use resolver::Resolver;
 pub use shown::certificate_field;
 use tickets::BoundTickets;
 pub use tickets::{TicketKeys, random_ticket_key};
-pub use verify::is_still_admitted;
 
-/// The settings of one frontend.
-fn acceptor(
-    frontend: &str,
-    tls: &TlsServer,
-    authorities: &[Authorities],
+/// The library's settings for one frontend.
+fn settings(
+    (frontend, tls): (&str, &TlsServer),
+    resolver: &Arc<Resolver>,
     tickets: &Arc<TicketKeys>,
-) -> Result<Acceptor, TlsError> {
+) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(provider(&tls.ciphers, &tls.groups)?);
-    let resolver = Arc::new(Resolver::new(tls, &provider)?);
-    let believed = tls.client_auth.as_ref().and_then(|auth| Some((auth, authorities.get(auth.authorities)?)));
-    let clients = match believed {
-        Some((auth, authorities)) => verify::client_verifier(auth, authorities, &provider)?,
+    let clients = match &tls.client_auth {
+        Some(auth) => verify::client_verifier(auth, &provider)?,
         None => Arc::new(NoClientAuth),
     };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions(tls.tls12))
         .map_err(TlsError::Settings)?
         .with_client_cert_verifier(clients)
-        .with_cert_resolver(Arc::clone(&resolver) as Arc<dyn ResolvesServerCert>);
+        .with_cert_resolver(Arc::clone(resolver) as Arc<dyn ResolvesServerCert>);
     config.alpn_protocols = tls.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect();
     // Who was let in by other rules, or elsewhere, has to prove itself again.
-    config.ticketer = match believed {
-        Some((auth, authorities)) => Arc::new(BoundTickets::new(tickets, &verify::rules(frontend, auth, authorities))),
+    config.ticketer = match &tls.client_auth {
+        Some(auth) => Arc::new(BoundTickets::new(tickets, verify::rules(frontend, auth), lists_end(&auth.crls))),
         None => Arc::clone(tickets) as Arc<dyn ProducesTickets>,
     };
     // Sessions live in tickets alone: a session cache would be lost with the worker.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
-    Ok(Acceptor::new(Arc::new(config), resolver))
+    Ok(config)
+}
+
+/// Shakes hands for one frontend.
+fn acceptor(frontend: &str, tls: &TlsServer, tickets: &Arc<TicketKeys>) -> Result<Acceptor, TlsError> {
+    let resolver = Arc::new(Resolver::new(tls, &Arc::new(provider(&tls.ciphers, &tls.groups)?))?);
+    let config = settings((frontend, tls), &resolver, tickets)?;
+    Ok(Acceptor::new(config, resolver))
 }
 
 /// TLS towards the clients of each frontend, where it is configured.
@@ -70,7 +75,7 @@ fn acceptor(
 /// A key, a list or a combination of settings that the library refuses.
 pub fn acceptors(bundle: &Bundle, tickets: &Arc<TicketKeys>) -> Result<Vec<Option<Acceptor>>, TlsError> {
     let of = |frontend: &Frontend| match &frontend.tls {
-        Some(tls) => acceptor(&frontend.name, tls, &bundle.authorities, tickets).map(Some),
+        Some(tls) => acceptor(&frontend.name, tls, tickets).map(Some),
         None => Ok(None),
     };
     bundle.frontends.iter().map(of).collect()

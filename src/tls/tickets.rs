@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::rand;
+use rustls::pki_types::UnixTime;
 use rustls::server::ProducesTickets;
 
-use super::TlsError;
+use super::{TlsError, session};
 
 /// Bytes of a raw key: 16 of name, 32 of AES-256, the rest reserved, as HAProxy's and nginx's files.
 const KEY_SIZE: usize = 80;
@@ -130,17 +131,25 @@ impl ProducesTickets for TicketKeys {
     }
 }
 
-/// Tickets of a frontend whose clients prove who they are: good only where and while its rules are the same.
-/// A session that is resumed was let in by them, and is not asked again.
+/// Tickets of a frontend whose clients prove who they are: good only where and while its rules are the same, and while
+/// what the client has proven itself by is. A session that is resumed is not asked again; where it must not be, the
+/// client has to prove itself once more, by a full handshake.
 #[derive(Debug)]
 pub(super) struct BoundTickets {
     keys: Arc<TicketKeys>,
     rules: Vec<u8>,
+    /// When the first revocation list is out of date, in seconds since the epoch.
+    end: Option<i64>,
 }
 
 impl BoundTickets {
-    pub(super) fn new(keys: &Arc<TicketKeys>, rules: &[u8]) -> Self {
-        Self { keys: Arc::clone(keys), rules: rules.to_vec() }
+    pub(super) fn new(keys: &Arc<TicketKeys>, rules: Vec<u8>, end: Option<i64>) -> Self {
+        Self { keys: Arc::clone(keys), rules, end }
+    }
+
+    fn is_good(&self, state: &[u8]) -> bool {
+        let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+        self.end.is_none_or(|end| now < end) && session::is_good(state, now)
     }
 }
 
@@ -158,7 +167,7 @@ impl ProducesTickets for BoundTickets {
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        self.keys.open(ticket, &self.rules)
+        self.keys.open(ticket, &self.rules).filter(|state| self.is_good(state))
     }
 }
 
@@ -195,10 +204,15 @@ mod tests {
     #[test]
     fn a_ticket_is_good_under_the_rules_it_was_issued_under_alone() {
         let keys = keys(&[&random_ticket_key().unwrap()]);
-        let (here, there) = (BoundTickets::new(&keys, b"here"), BoundTickets::new(&keys, b"there"));
-        let (bound, free) = (here.encrypt(b"state").unwrap(), keys.encrypt(b"state").unwrap());
-        assert_eq!(here.decrypt(&bound).as_deref(), Some(&b"state"[..]));
-        assert_eq!((there.decrypt(&bound), keys.decrypt(&bound), here.decrypt(&free)), (None, None, None));
+        let bound = |rules: &[u8], end| BoundTickets::new(&keys, rules.to_vec(), end);
+        let (here, there) = (bound(b"here", None), bound(b"there", None));
+        // As the library writes a session without a client's certificate.
+        let state = [&[0, 3, 4, 0x13, 1, 1, 7, 1, 0, 0, 0, 0][..], &[0; 12]].concat();
+        let (tied, free) = (here.encrypt(&state).unwrap(), keys.encrypt(&state).unwrap());
+        assert_eq!(here.decrypt(&tied), Some(state.clone()));
+        assert_eq!((there.decrypt(&tied), keys.decrypt(&tied), here.decrypt(&free)), (None, None, None));
+        let (over, not_yet) = (bound(b"here", Some(1)), bound(b"here", Some(i64::MAX)));
+        assert_eq!((over.decrypt(&tied), not_yet.decrypt(&tied)), (None, Some(state)));
     }
 
     #[test]

@@ -11,10 +11,7 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_sig
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, HandshakeKind, RootCertStore, ServerConnection,
-    SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
 use super::TlsError;
 use crate::config::{Authorities, ClientAuth, Facts, facts};
@@ -49,14 +46,13 @@ pub(super) fn roots(authorities: &Authorities) -> RootCertStore {
 /// Lets in those for whom the authorities vouch, and certificates that are named among them themselves.
 pub(super) fn client_verifier(
     auth: &ClientAuth,
-    authorities: &Authorities,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let roots = Arc::new(roots(authorities));
+    let roots = Arc::new(roots(&auth.authorities));
     let mut builder = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(provider));
     let mut named = HashSet::new();
     if auth.crls.is_empty() {
-        named = authorities.certificates.iter().cloned().collect();
+        named = auth.authorities.certificates.iter().cloned().collect();
     } else {
         builder = builder.with_crls(auth.crls.iter().map(|der| der.clone().into())).enforce_revocation_expiration();
     }
@@ -67,19 +63,8 @@ pub(super) fn client_verifier(
     Ok(Arc::new(Admitting { authorities, named }))
 }
 
-/// Whether a client is still who it proved to be: a session that is resumed may outlive the certificate.
-#[must_use]
-pub fn is_still_admitted(session: &ServerConnection) -> bool {
-    match session.peer_certificates() {
-        Some([leaf, ..]) if session.handshake_kind() == Some(HandshakeKind::Resumed) => {
-            check_time(leaf, UnixTime::now()).is_ok()
-        }
-        _ => true,
-    }
-}
-
 /// A digest of everything by which a client is let in.
-pub(super) fn rules(frontend: &str, auth: &ClientAuth, authorities: &Authorities) -> Vec<u8> {
+pub(super) fn rules(frontend: &str, auth: &ClientAuth) -> Vec<u8> {
     let mut digest = digest::Context::new(&digest::SHA256);
     let mut part = |bytes: &[u8]| {
         digest.update(&bytes.len().to_be_bytes());
@@ -87,7 +72,7 @@ pub(super) fn rules(frontend: &str, auth: &ClientAuth, authorities: &Authorities
     };
     part(frontend.as_bytes());
     part(&[u8::from(auth.required)]);
-    authorities.certificates.iter().for_each(|der| part(der));
+    auth.authorities.certificates.iter().for_each(|der| part(der));
     part(b"revoked");
     auth.crls.iter().for_each(|der| part(der));
     digest.finish().as_ref().to_vec()

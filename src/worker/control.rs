@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -17,14 +18,14 @@ use super::capacity::{Capacity, Limits};
 use super::moving::{self, Arrival, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
 use super::thread::{self, Order, Setup, Shared};
-use crate::config::{Bundle, Certificate};
+use crate::config::{Bundle, Certificate, Frontend};
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
 use crate::handoff::{Channel, HandoffError};
 use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
 use crate::stats::StatsPage;
-use crate::tls::{self, Resolver, TicketKeys};
+use crate::tls::{self, Acceptor, TicketKeys};
 use crate::upstream::Checks;
 
 /// How long connections get to notice that the worker stops.
@@ -80,8 +81,8 @@ struct Worker {
     departure: Departure,
     successor: watch::Sender<Option<Arc<Channel>>>,
     tickets: Arc<TicketKeys>,
-    /// What chooses certificates, per frontend.
-    resolvers: Vec<Option<Arc<Resolver>>>,
+    /// TLS with clients, per frontend.
+    acceptors: Vec<Option<Acceptor>>,
     page: Arc<StatsPage>,
     logger: Logger,
     log_thread: LogThread,
@@ -126,14 +127,13 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
     let (departure, leaving) = Departure::new();
     let secured: Arc<[_]> = tls::client_settings(&bundle)?.into();
     let acceptors = tls::acceptors(&bundle, &tickets)?;
-    let resolvers = acceptors.iter().map(|acceptor| acceptor.as_ref().map(|one| Arc::clone(one.resolver()))).collect();
     let shared = Shared {
         bundle: Arc::clone(&bundle),
         slots: start.slots.clone(),
         memory,
         lane: start.lane,
         threads: start.threads,
-        tls: acceptors,
+        tls: acceptors.clone(),
         secured: Arc::clone(&secured),
         limits: limits(&bundle, start.maxconn),
         logger: logger.clone(),
@@ -153,7 +153,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
         departure,
         successor,
         tickets,
-        resolvers,
+        acceptors,
         page,
         logger,
         log_thread,
@@ -215,8 +215,8 @@ fn muster(shared: &Shared, listeners: &[(ListenerOwner, OwnedFd)]) -> std::io::R
     Ok(Crew { threads, ready, serving, arrivals, ended, accepting })
 }
 
-/// The certificates in a file that other workers may be reading, too: its position is theirs as well.
-fn read_certificates(fd: OwnedFd) -> std::io::Result<Vec<Certificate>> {
+/// What is in a file that other workers may be reading, too: its position is theirs as well.
+fn read<T: DeserializeOwned>(fd: OwnedFd) -> std::io::Result<T> {
     let file = File::from(fd);
     let length = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
     let mut text = vec![0; length];
@@ -305,12 +305,22 @@ impl Worker {
 
     /// Serves other certificates; a frontend that is not here any more needs none.
     fn exchange(&self, frontend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
-        let place = self.bundle.frontends.iter().position(|known| known.name == frontend);
-        let Some(resolver) = place.and_then(|place| self.resolvers.get(place)?.as_ref()) else { return Ok(()) };
-        let certificates = read_certificates(fd).map_err(WorkerError::Bundle)?;
-        resolver.replace(&certificates)?;
+        let Some((_, acceptor)) = self.acceptor(frontend) else { return Ok(()) };
+        let certificates: Vec<Certificate> = read(fd).map_err(WorkerError::Bundle)?;
+        acceptor.resolver().replace(&certificates)?;
         self.page.exchange_certificates(frontend, &certificates);
         Ok(())
+    }
+
+    /// Lets in those for whom others vouch.
+    fn admit(&self, frontend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
+        let Some((frontend, acceptor)) = self.acceptor(frontend) else { return Ok(()) };
+        Ok(acceptor.admit(frontend, read(fd).map_err(WorkerError::Bundle)?, &self.tickets)?)
+    }
+
+    fn acceptor(&self, frontend: &str) -> Option<(&Frontend, &Acceptor)> {
+        let mut both = self.bundle.frontends.iter().zip(&self.acceptors);
+        both.find(|(known, _)| known.name == frontend).and_then(|(known, acceptor)| Some((known, acceptor.as_ref()?)))
     }
 
     fn obey(&self, channel: &Arc<Channel>, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
@@ -340,6 +350,11 @@ impl Worker {
             (ToWorker::Certificates(frontend), Some(fd)) => {
                 if let Err(error) = self.exchange(&frontend, fd) {
                     self.logger.event(Severity::Error, &format!("the old certificates stay: {error}"));
+                }
+            }
+            (ToWorker::Clients(frontend), Some(fd)) => {
+                if let Err(error) = self.admit(&frontend, fd) {
+                    self.logger.event(Severity::Error, &format!("clients are let in as before: {error}"));
                 }
             }
             (ToWorker::TicketKeys(keys), _) => {
