@@ -5,14 +5,15 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
-use support::Site;
-use support::client::Client;
+use support::client::{Client, get};
 use support::h2::{self as http2, H2Client, H2Origin};
 use support::origin::download;
+use support::{Port, Site};
 
 fn site(origin: &H2Origin, rest: &str) -> Site {
     Site::new(&format!(
@@ -20,6 +21,13 @@ fn site(origin: &H2Origin, rest: &str) -> Site {
          [backend.pool]\nprotocol = \"h2c\"\nservers = [\"{}\"]\n{rest}\n",
         origin.address
     ))
+}
+
+/// One value of the statistics.
+fn value<'a>(table: &'a str, row: &str, column: &str) -> &'a str {
+    let mut lines = table.lines();
+    let place = lines.next().unwrap().split(',').position(|name| name == column).unwrap();
+    lines.find(|line| line.starts_with(row)).unwrap().split(',').nth(place).unwrap()
 }
 
 /// Answers like a unary gRPC service: the body back, the status behind it.
@@ -140,6 +148,58 @@ fn a_server_gets_no_more_requests_at_a_time_than_it_takes() {
 }
 
 #[test]
+fn many_that_wait_for_a_connection_open_no_more_than_they_need() {
+    http2::run(async {
+        // A hundred at a time, ten on each connection, and none is answered before all are there.
+        let together = Arc::new(tokio::sync::Barrier::new(100));
+        let origin = H2Origin::limited(10, move |request, respond| {
+            let together = Arc::clone(&together);
+            async move {
+                together.wait().await;
+                echo(request, respond).await;
+            }
+        })
+        .await;
+        let site = site(&origin, "");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        let asking: Vec<_> = (0..100)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.ask(client.request("POST", "/"), b"hi").await.unwrap().text() })
+            })
+            .collect();
+        for one in asking {
+            assert_eq!(one.await.unwrap(), "hi");
+        }
+        assert_eq!(origin.accepted(), 10);
+    });
+}
+
+#[test]
+fn where_a_connection_cannot_be_had_those_who_wait_for_it_fail_together() {
+    http2::run(async {
+        // Nobody ever answers here.
+        let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = H2Origin { address: deaf.local_addr().unwrap(), connections: Arc::default() };
+        let site = site(&origin, "retries = 0\ntimeout.connect = \"1s\"");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        let began = Instant::now();
+        let asking: Vec<_> = (0..50)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.get("/").await.status })
+            })
+            .collect();
+        for one in asking {
+            assert_eq!(one.await.unwrap(), 503);
+        }
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    });
+}
+
+#[test]
 fn what_a_server_has_not_touched_is_asked_again_whatever_it_is() {
     http2::run(async {
         let asked = Arc::new(AtomicUsize::new(0));
@@ -149,11 +209,16 @@ fn what_a_server_has_not_touched_is_asked_again_whatever_it_is() {
             async move { if first { respond.send_reset(Reason::REFUSED_STREAM) } else { echo(request, respond).await } }
         })
         .await;
-        let site = site(&origin, "");
+        let stats = Port::new();
+        let site = site(&origin, &format!("[stats]\nbind = \"{}\"\nuri = \"/s\"", stats.address));
         let _daemon = site.start();
         let (client, _) = H2Client::connect(site.address()).await;
         let answer = client.ask(client.request("POST", "/once"), b"").await.unwrap();
         assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (200, 2));
+        let table = tokio::task::spawn_blocking(move || get(stats.address, "/s;csv").text()).await.unwrap();
+        for proxy in ["pool,s1", "pool,BACKEND"] {
+            assert_eq!(["wretr", "econ"].map(|column| value(&table, proxy, column)), ["1", "0"], "{proxy}: {table}");
+        }
     });
 }
 

@@ -5,16 +5,16 @@
 mod support;
 
 use std::io::{BufReader, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use support::client::{Client, End, Message, get, read_head, read_message};
 use support::origin::{Origin, download, ok};
 use support::syslog::Syslog;
-use support::{PATIENCE, Site};
+use support::{PATIENCE, Site, until};
 
 /// An origin whose connections answer their first request, and are then given to `then` with the second one.
 fn second(then: impl Fn(Message, TcpStream) + Send + Sync + 'static) -> (Origin, mpsc::Receiver<String>) {
@@ -254,4 +254,92 @@ fn a_client_that_reads_only_after_its_whole_slow_upload_finds_an_early_answer() 
     let answer = client.response().unwrap();
     assert_eq!((answer.status(), answer.text().as_str(), answer.complete), (413, "big", true));
     assert!(client.at_end());
+}
+
+/// An address where a connection is neither accepted nor refused: its queue is full.
+struct Full {
+    address: SocketAddr,
+    _held: Vec<Socket>,
+}
+
+impl Full {
+    fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut held = vec![listener];
+        // The first ones find room; whoever is not connected soon never will be.
+        while held.last().is_some_and(|last| held.len() == 1 || last.peer_addr().is_ok()) {
+            let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            // Its end is looked at above.
+            let _ = client.connect_timeout(&address.into(), Duration::from_millis(300));
+            held.push(client);
+        }
+        held.pop();
+        Self { address, _held: held }
+    }
+}
+
+/// In front of a server that does not answer a connection; what becomes of a request is in the log.
+fn unanswered(syslog: &Syslog) -> (Site, Full) {
+    let full = Full::new();
+    let timeouts = "retries = 3\ntimeout.connect = \"60s\"\n";
+    let site = Site::proxying(&[full.address], &format!("{timeouts}{}", syslog.section()));
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    std::fs::write(site.config(), text.replace("backend = \"pool\"", "backend = \"pool\"\nproto = \"auto\"")).unwrap();
+    (site, full)
+}
+
+/// Waits until a request waits for its connection.
+fn await_connecting(server: SocketAddr) {
+    let port = format!(":{:04X}", server.port());
+    until("a connection that is not answered", || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        // In the state SYN_SENT.
+        table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .any(|words| words.get(2).is_some_and(|remote| remote.ends_with(&port)) && words[3] == "02")
+    });
+}
+
+#[test]
+fn nobody_goes_on_connecting_for_a_client_that_is_gone() {
+    let syslog = Syslog::new();
+    let (site, full) = unanswered(&syslog);
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send("GET /gone HTTP/1.1\r\nHost: t\r\n\r\n");
+    await_connecting(full.address);
+    let began = Instant::now();
+    reset(client.reader.into_inner());
+    let line = syslog.line();
+    assert!(line.contains("\"GET /gone HTTP/1.1\"") && line.contains(" CC-- "), "{line}");
+    support::h2::run(async {
+        let (client, _) = support::h2::H2Client::connect(site.address()).await;
+        let (response, mut stream) = client.send.clone().send_request(client.request("POST", "/back"), false).unwrap();
+        let server = full.address;
+        tokio::task::spawn_blocking(move || await_connecting(server)).await.unwrap();
+        stream.send_reset(h2::Reason::CANCEL);
+        drop((response, stream));
+        // The connection itself lives on, and is driven meanwhile.
+        let line = tokio::task::spawn_blocking(move || syslog.line()).await.unwrap();
+        assert!(line.contains("/back ") && line.contains(" CC-- "), "{line}");
+    });
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+}
+
+#[test]
+fn an_ending_worker_tells_of_those_for_whom_it_still_connects() {
+    let syslog = Syslog::new();
+    let (site, full) = unanswered(&syslog);
+    let mut daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send("GET /late HTTP/1.1\r\nHost: t\r\n\r\n");
+    await_connecting(full.address);
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    let line = syslog.line();
+    assert!(line.contains("\"GET /late HTTP/1.1\"") && line.contains(" KC-- "), "{line}");
+    daemon.wait();
 }

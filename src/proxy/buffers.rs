@@ -22,6 +22,13 @@ pub struct Buffers {
     pub(super) response_fields: Vec<Field>,
 }
 
+impl Buffers {
+    fn own_something(&self) -> bool {
+        let bytes = [&self.input, &self.head, &self.out].iter().any(|buffer| buffer.capacity() > 0);
+        bytes || [&self.fields, &self.response_fields].iter().any(|fields| fields.capacity() > 0)
+    }
+}
+
 /// A thread's spare buffers, last used first.
 #[derive(Default)]
 pub struct Spare(RefCell<Vec<Buffers>>);
@@ -51,7 +58,9 @@ impl Spare {
                 *fields = Vec::new();
             }
         }
-        all.push(buffers);
+        if buffers.own_something() {
+            all.push(buffers);
+        }
     }
 }
 
@@ -73,7 +82,16 @@ mod tests {
     #[test]
     fn spare_buffers_are_bounded() {
         let spare = Spare::default();
-        (0..=MOST).for_each(|_| spare.give(Buffers::default()));
+        (0..=MOST).for_each(|_| spare.give(Buffers { input: b"used".to_vec(), ..Buffers::default() }));
         assert_eq!(spare.0.borrow().len(), MOST);
+    }
+
+    #[test]
+    fn a_set_that_owns_nothing_is_not_kept() {
+        let spare = Spare::default();
+        spare.give(Buffers { input: b"used".to_vec(), ..Buffers::default() });
+        spare.give(Buffers { out: Vec::with_capacity(KEEP + 1), ..Buffers::default() });
+        spare.give(Buffers::default());
+        assert!(spare.take().input.capacity() > 0);
     }
 }

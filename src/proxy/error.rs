@@ -15,6 +15,9 @@ pub enum Failure {
     /// The client went away inside a request head.
     #[error("client closed inside the request head")]
     RequestTruncated,
+    /// The client went away while a connection to a server was waited for.
+    #[error("client left before there was a connection to the server")]
+    ClientLeft,
     /// The client went away or failed while a body was transferred.
     #[error("client aborted")]
     ClientAborted,
@@ -57,6 +60,9 @@ pub enum Failure {
     /// The worker is ending.
     #[error("worker stopping")]
     Stopping,
+    /// The worker is ending while a connection to a server is waited for.
+    #[error("worker stopping before there was a connection to the server")]
+    StoppedConnecting,
 }
 
 /// Whom to blame.
@@ -80,6 +86,7 @@ impl Failure {
             Self::RequestTimedOut => (408, *b"cR", Side::Client),
             Self::RequestTruncated => (400, *b"CR", Side::Client),
             Self::BodyTimedOut => (408, *b"cH", Side::Client),
+            Self::ClientLeft => (0, *b"CC", Side::Client),
             Self::ClientAborted => (0, *b"CD", Side::Client),
             Self::ClientTimedOut => (0, *b"cD", Side::Client),
             Self::NoServer => (503, *b"SC", Side::Proxy),
@@ -91,6 +98,7 @@ impl Failure {
             Self::ResponseTruncated | Self::BrokenResponse(_) => (0, *b"SD", Side::Server),
             Self::ServerStalled => (0, *b"sD", Side::Server),
             Self::Stopping => (0, *b"KD", Side::Proxy),
+            Self::StoppedConnecting => (0, *b"KC", Side::Proxy),
         }
     }
 }

@@ -2,12 +2,13 @@
 //! Used by every phase. Never interprets a byte.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -63,6 +64,18 @@ impl ClientStream {
     /// Whether it is a stream of HTTP/2.
     pub fn is_h2(&self) -> bool {
         matches!(self, Self::H2(_))
+    }
+
+    /// Waits until the client is gone: its stream taken back, its connection reset. One that has only said all it has
+    /// to say is still there.
+    pub async fn gone(&mut self) {
+        if let Self::H2(stream) = self {
+            return poll_fn(|cx| if stream.poll_gone(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
+        }
+        if let Some(socket) = self.socket() {
+            // What is wrong does not matter.
+            let _ = socket.ready(Interest::ERROR).await;
+        }
     }
 
     /// The stream, if it is one of HTTP/2.

@@ -14,6 +14,7 @@ mod h2_connection;
 mod h2_stream;
 mod h2_wire;
 mod io;
+mod obtain;
 mod pump;
 mod reply;
 mod request;

@@ -5,30 +5,27 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use super::Failure;
 use super::connection::{Client, Next};
 use super::exchange::Exchange;
 use super::io::poll_read_head;
+use super::obtain::{keep, obtain};
 use super::pump::{Broken, Pump};
 use super::reply::{Opening, broken_response, check_no_switch, check_switch, pass_interim, persistence, plan_response};
 use super::respond::applies;
 use super::session;
 use super::tally::Tally;
-use super::timer::{Alarm, now};
+use super::timer::Alarm;
 use super::transcode::Transcoder;
 use crate::config::{Action, ConnectionMode, Destination};
 use crate::http::h2::write_request;
 use crate::http::{
     Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, Version, parse_request, rebuild_request,
 };
-use crate::logging::Severity;
-use crate::stats::Counter;
-use crate::upstream::{Attempt, Backend, ConnectError, Connection};
+use crate::upstream::{Backend, Connection};
 
-/// Longest wait before the same server is tried again (HAProxy: min of `timeout connect` and 1 s).
-const TURN_AROUND: Duration = Duration::from_secs(1);
 /// How often a request is sent again that servers say they have not touched.
 const MOST_UNTOUCHED: u32 = 3;
 
@@ -293,95 +290,6 @@ async fn forward(
     }
 }
 
-/// Keeps a server's connection for the next request, here or in the next worker: of this client alone where the server
-/// was told whose it is. One that is shared is kept by those who share it.
-fn keep(client: &Client, (backend, server): (&Backend, usize), mut connection: Connection) {
-    if connection.stream.as_call().is_some() {
-        return;
-    }
-    if backend.config().send_proxy.is_some() {
-        client.own.set(Some(Box::new((backend.index, server, connection))));
-        return;
-    }
-    match client.thread.departure.get() {
-        Some(departure) => {
-            if let Some(stream) = connection.stream.into_plain() {
-                departure.send(backend.moving(server), stream);
-            }
-        }
-        None => backend.servers[server].pool.put(connection, now()),
-    }
-}
-
-/// A connection that was kept and is still open.
-fn kept(client: &Client, (backend, server): (&Backend, usize), certain: bool) -> Option<Connection> {
-    if backend.config().send_proxy.is_none() {
-        return backend.servers[server].take(certain);
-    }
-    let (place, its, connection) = *client.own.take()?;
-    if (place, its) == (backend.index, server) { connection.if_idle(certain) } else { None }
-}
-
-/// A connection to the chosen server, or to the one that redispatching chooses; `fresh_only` and as
-/// `certain` as [`crate::upstream::Pool::take`] can be.
-pub(super) async fn obtain(
-    client: &Client,
-    backend: &Rc<Backend>,
-    server: &mut usize,
-    (fresh_only, certain): (bool, bool),
-    tally: &mut Tally,
-) -> Result<Connection, Failure> {
-    let (mut began, mut failed) = (None, 0);
-    loop {
-        tally.choose_server(backend, *server);
-        if !fresh_only && let Some(connection) = kept(client, (backend, *server), certain) {
-            backend.servers[*server].slot.add(Counter::Reuses, 1);
-            tally.connect_ms = 0;
-            return Ok(connection);
-        }
-        let began = *began.get_or_insert_with(Instant::now);
-        let introduction = backend.config().send_proxy.map(|version| client.introduction(version));
-        let connecting = backend.connect(*server, introduction.as_deref().unwrap_or_default());
-        let error = match Box::pin(connecting).await {
-            Ok(connection) => {
-                tally.connect_ms = millis(began);
-                return Ok(connection);
-            }
-            Err(error) => error,
-        };
-        if let ConnectError::Handshake { source, news: true } = &error {
-            let (config, name) = (backend.config(), &backend.config().servers[*server].name);
-            let line = format!("Server {}/{name}: TLS handshake failed: {source}", config.name);
-            client.thread.logger.event(Severity::Error, &line);
-        }
-        failed += 1;
-        match backend.after_failure(*server, failed) {
-            Attempt::GiveUp => {
-                backend.servers[*server].slot.add(Counter::ConnectErrors, 1);
-                backend.slot.add(Counter::ConnectErrors, 1);
-                return Err(match error {
-                    ConnectError::TimedOut => Failure::ConnectTimedOut,
-                    ConnectError::Failed(_) | ConnectError::Handshake { .. } => Failure::ConnectFailed,
-                });
-            }
-            Attempt::Redispatch(other) => {
-                tally.retry(backend, *server, true);
-                *server = other;
-            }
-            Attempt::Again => {
-                tally.retry(backend, *server, false);
-                // A wait on purpose: the server may be restarting.
-                tokio::time::sleep(TURN_AROUND.min(backend.config().connect_timeout)).await;
-                // Meanwhile it may have been found down, or taken out of service.
-                if let Some(other) = backend.instead_of(*server) {
-                    tally.redispatch(backend, *server);
-                    *server = other;
-                }
-            }
-        }
-    }
-}
-
 /// The request as the server gets it, with what is already there of the body.
 fn build_request(
     client: &mut Client,
@@ -494,8 +402,4 @@ async fn exchange(
         stream.finish(pump.trailers());
     }
     Ok(Done::new(request_done, plan.persistence, &response))
-}
-
-fn millis(since: Instant) -> i64 {
-    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
 }

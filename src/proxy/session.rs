@@ -11,7 +11,7 @@ use super::Failure;
 use super::connection::Client;
 use super::flow::Flow;
 use super::io::poll_read_with;
-use super::request::obtain;
+use super::obtain::obtain;
 use super::tally::Tally;
 use super::timer::Alarm;
 use super::tunnel::{Ended, Patience, Tunnel};

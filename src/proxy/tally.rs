@@ -170,13 +170,11 @@ impl Tally {
         self.server = Some(server);
     }
 
-    /// A connection to `server` failed and another one is tried.
+    /// What did not come about with `server` is tried again.
     pub fn retry(&mut self, backend: &Backend, server: usize, redispatched: bool) {
         let counter = if redispatched { Counter::Redispatches } else { Counter::Retries };
         backend.slot.add(counter, 1);
         backend.servers[server].slot.add(counter, 1);
-        backend.servers[server].slot.add(Counter::ConnectErrors, 1);
-        backend.slot.add(Counter::ConnectErrors, 1);
         self.retries += 1;
         self.redispatched |= redispatched;
     }

@@ -38,13 +38,30 @@ pub struct Calls {
     lines: RefCell<Vec<Arc<Line>>>,
     /// Somebody is opening a connection.
     opening: Cell<bool>,
+    /// How often nothing came of it.
+    failures: Cell<u64>,
     opened: Notify,
     /// The server has chosen HTTP/1, the last time it was asked.
     refused: Cell<bool>,
 }
 
+/// What somebody gets who waits for a place on a connection.
+pub enum Place<'a> {
+    /// One that somebody else has opened.
+    Found(Call),
+    /// The right to open one.
+    Turn(Turn<'a>),
+}
+
 /// The right to open a connection; its end is told to those who wait.
 pub struct Turn<'a>(&'a Calls);
+
+impl Turn<'_> {
+    /// Nothing came of it.
+    pub fn fail(self) {
+        self.0.failures.set(self.0.failures.get() + 1);
+    }
+}
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -74,18 +91,20 @@ impl Line {
 }
 
 impl Calls {
-    /// Waits for whoever is opening a connection, once: where that has failed, everybody tries for himself.
-    pub(super) async fn turn(&self) -> Turn<'_> {
-        if self.opening.get() {
+    /// A place on a connection. Of many that want one at once, one opens it for all who find room there; where that
+    /// fails, or the server shares none, everybody tries for himself.
+    pub(super) async fn place(&self) -> Place<'_> {
+        let failures = self.failures.get();
+        loop {
+            if let Some(call) = self.take() {
+                return Place::Found(call);
+            }
+            if !self.opening.get() || self.refused.get() || self.failures.get() != failures {
+                self.opening.set(true);
+                return Place::Turn(Turn(self));
+            }
             self.opened.notified().await;
         }
-        self.opening.set(true);
-        Turn(self)
-    }
-
-    /// Whether nobody need wait for a connection that others share: the server has none such.
-    pub(super) fn are_refused(&self) -> bool {
-        self.refused.get()
     }
 
     /// The server has chosen HTTP/1.

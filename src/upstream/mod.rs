@@ -27,8 +27,8 @@ use crate::stats::{Admin, Counter, Gauge, Memory, Slot};
 use crate::tls::ClientSettings;
 
 pub use balance::{Attempt, Schedule, Share};
-use calls::Calls;
 pub use calls::{Call, CallError};
+use calls::{Calls, Place};
 pub use checks::Checks;
 pub use connect::Way;
 pub use error::ConnectError;
@@ -136,15 +136,27 @@ impl Backend {
     /// # Errors
     /// What connect(2) or the TLS handshake said, or that it took longer than `timeout.connect`.
     pub async fn connect(&self, server: usize, introduction: &[u8]) -> Result<Connection, ConnectError> {
-        let (known, protocol) = (&self.servers[server], self.config().protocol);
-        if !protocol.is_shared() {
+        let known = &self.servers[server];
+        if !self.config().protocol.is_shared() {
             return Ok(Connection::new(self.open(server, introduction).await?));
         }
-        // Of many that want a connection at once, one opens it for all.
-        let _turn = if known.calls.are_refused() { None } else { Some(known.calls.turn().await) };
-        if let Some(connection) = known.take(false) {
+        let turn = match known.calls.place().await {
+            Place::Found(call) => return Ok(call.into()),
+            Place::Turn(turn) => turn,
+        };
+        if let Some(connection) = known.pool.take(false) {
             return Ok(connection);
         }
+        let opened = self.open_shared(server, introduction).await;
+        if opened.is_err() {
+            turn.fail();
+        }
+        opened
+    }
+
+    /// Opens a connection that requests share, where the server does.
+    async fn open_shared(&self, server: usize, introduction: &[u8]) -> Result<Connection, ConnectError> {
+        let (known, protocol) = (&self.servers[server], self.config().protocol);
         let stream = self.open(server, introduction).await?;
         match (protocol, stream.protocol()) {
             (Protocol::H2c, _) | (_, Some(b"h2")) => {}
