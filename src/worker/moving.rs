@@ -1,6 +1,7 @@
 //! Connections that change hands between a draining worker and its successor.
 //! Run by `control` on both sides. The sender owns a connection until the receiver has taken it.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,16 @@ pub enum Arrival {
     Server(usize, usize, OwnedFd),
 }
 
+impl Arrival {
+    /// Backend and server of an idle connection.
+    fn server(&self) -> Option<(usize, usize)> {
+        match self {
+            Self::Server(backend, server, _) => Some((*backend, *server)),
+            Self::Client { .. } | Self::Tunnel { .. } => None,
+        }
+    }
+}
+
 /// The newest worker behind a channel, once there is one.
 pub type Successor = watch::Receiver<Option<Arc<Channel>>>;
 
@@ -83,8 +94,9 @@ pub async fn send_all(
             continue;
         }
         let sent = async {
-            send_offers(&channel, clients, |client| client.unread.len(), Moving::Clients).await?;
+            // Before the clients, who would have others opened instead.
             send_servers(&channel, servers).await?;
+            send_offers(&channel, clients, |client| client.unread.len(), Moving::Clients).await?;
             send_offers(&channel, tunnels, MovingTunnel::weight, Moving::Tunnels).await
         };
         if sent.await.is_err() {
@@ -170,18 +182,19 @@ async fn answer(channel: &Channel) -> Result<Moved, HandoffError> {
     received.map(|(moved, _fds)| moved).ok_or_else(silent)
 }
 
-/// Where arrivals go: the serving threads in turn.
+/// Where arrivals go: the serving threads in turn. Clients have one turn and the connections to each server another: a
+/// thread with many of the ones and few of the others would open new ones at once.
 pub struct Reception {
     bundle: Arc<Bundle>,
     threads: Vec<mpsc::UnboundedSender<Arrival>>,
-    next: usize,
+    turns: HashMap<Option<(usize, usize)>, usize>,
 }
 
 impl Reception {
     /// Distributes over these threads.
     #[must_use]
     pub fn new(bundle: Arc<Bundle>, threads: Vec<mpsc::UnboundedSender<Arrival>>) -> Self {
-        Self { bundle, threads, next: 0 }
+        Self { bundle, threads, turns: HashMap::new() }
     }
 
     /// Takes what an older worker sends, until it is gone.
@@ -242,9 +255,11 @@ impl Reception {
 
     /// Gives an arrival to the next thread that still serves.
     fn deal(&mut self, mut arrival: Arrival) -> bool {
+        let server = arrival.server();
+        let turn = self.turns.entry(server).or_insert_with(|| server.map_or(0, |(backend, server)| backend + server));
         for _ in 0..self.threads.len() {
-            self.next = (self.next + 1) % self.threads.len();
-            match self.threads[self.next].send(arrival) {
+            *turn = (*turn + 1) % self.threads.len();
+            match self.threads[*turn].send(arrival) {
                 Ok(()) => return true,
                 Err(mpsc::error::SendError(back)) => arrival = back,
             }
