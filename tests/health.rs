@@ -105,6 +105,16 @@ fn reap_worker(site: &Site) {
     });
 }
 
+/// Another worker serves: of the same program, or of the one that the master becomes.
+fn renew(site: &Site, step: &str) {
+    match step {
+        "none" => {}
+        "crash" => reap_worker(site),
+        "upgrade" => assert_eq!(code(&site.proxy(&["upgrade"])), 0),
+        mode => assert_eq!(code(&site.proxy(&["reload", "--mode", mode])), 0),
+    }
+}
+
 fn hears(daemon: &Daemon, parts: &[&str]) {
     let line = daemon.hear(parts[0]);
     assert!(parts.iter().all(|part| line.contains(part)), "{parts:?} are not in {line}");
@@ -189,19 +199,15 @@ fn a_silent_server_is_down_when_its_time_is_over() {
 }
 
 #[test]
-fn promise_16_a_server_that_is_down_gets_no_request_after_any_reload_or_crash() {
+fn promise_16_a_server_that_is_down_gets_no_request_after_any_reload_crash_or_upgrade() {
     let (patient, alive) = (Patient::new(503), Origin::named("alive"));
     // Checked once an hour, the first server at once: what later generations know, they were told.
     let check = http("interval = \"1h\"\nfall = 3\nrise = 2");
     let (site, page) = site(&[patient.origin.address, alive.address], &check);
     let _daemon = site.start();
     await_status(&page, "s1", "DOWN");
-    for step in ["handover", "rebind", "crash", "handover", "crash", "crash"] {
-        if step == "crash" {
-            reap_worker(&site);
-        } else {
-            assert_eq!(code(&site.proxy(&["reload", "--mode", step])), 0);
-        }
+    for step in ["handover", "rebind", "crash", "upgrade", "handover", "crash", "crash", "upgrade"] {
+        renew(&site, step);
         serve(&site, 30);
         assert_eq!(row(&page, "s1")["status"], "DOWN", "{step}");
     }
@@ -270,11 +276,11 @@ fn order(site: &Site, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn promise_16_drain_maintenance_and_weights_survive_reloads_and_crashes() {
+fn promise_16_drain_maintenance_and_weights_survive_reloads_crashes_and_upgrades() {
     let (one, two) = (Origin::named("one"), Origin::named("two"));
     let (site, page) = site(&[one.address, two.address], "");
     let daemon = site.start();
-    let steps = ["none", "handover", "rebind", "crash", "handover"];
+    let steps = ["none", "handover", "rebind", "upgrade", "crash", "handover", "upgrade"];
     for (arguments, status, served) in [
         (&["pool/s1", "--state", "drain"][..], "DRAIN", &[("two", 20)][..]),
         (&["pool/s1", "--state", "maint"], "MAINT", &[("two", 20)]),
@@ -283,11 +289,7 @@ fn promise_16_drain_maintenance_and_weights_survive_reloads_and_crashes() {
     ] {
         order(&site, arguments);
         for step in steps {
-            match step {
-                "none" => {}
-                "crash" => reap_worker(&site),
-                mode => assert_eq!(code(&site.proxy(&["reload", "--mode", mode])), 0),
-            }
+            renew(&site, step);
             assert_eq!(answers(&site, 20), expected(served), "{arguments:?} after {step}");
         }
         assert_eq!(row(&page, "s1")["status"], status);
@@ -425,4 +427,18 @@ fn names_that_change_with_every_reload_do_not_use_up_the_counters() {
     let served = csv.lines().find(|line| line.starts_with("web,FRONTEND,")).unwrap();
     assert_eq!(served.split(',').nth(7), Some("4"), "{served}");
     assert!(csv.lines().any(|line| line.starts_with("b4,s7000,")));
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn a_check_that_a_fault_of_our_own_ends_is_made_again() {
+    let patient = Patient::new(200);
+    let (site, page) = site(&[patient.origin.address], &http("interval = \"100ms\"\nfall = 2"));
+    let _daemon = site.start_faulty();
+    await_status(&page, "s1", "UP");
+    site.fault("probe panic");
+    support::until("the check is made", || !site.path("fault").exists());
+    patient.await_checks(2);
+    patient.says(500);
+    await_status(&page, "s1", "DOWN");
 }

@@ -144,8 +144,9 @@ fn gap_after_a_kill() -> Duration {
 fn promise_24_a_killed_worker_is_replaced_within_100_ms_and_nobody_is_refused() {
     let mut gaps = Vec::new();
     // Other processes may hold up most of them, hardly all; and where the machine is so busy that it takes long to
-    // start anything, a worker cannot be quicker.
-    let within = |(gap, start): &(Duration, Duration)| *gap < Duration::from_millis(100).max(*start * 6);
+    // start anything, a worker cannot be quicker, least of all that of a debug build.
+    let allowance = if cfg!(debug_assertions) { 6 } else { 2 };
+    let within = |(gap, start): &(Duration, Duration)| *gap < Duration::from_millis(100).max(*start * allowance);
     while gaps.len() < 10 && !gaps.iter().any(within) {
         let started = Instant::now();
         assert!(Command::new(PROXY).arg("--version").stdout(Stdio::null()).status().unwrap().success());

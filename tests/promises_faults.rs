@@ -315,6 +315,30 @@ fn hanging_mid_hand_over(step: &str) {
     assert_eq!((generation(&status), children(daemon.pid())), (3, vec![serving(&status)]), "{step}");
 }
 
+/// It would give clients the old configuration for as long as it may finish what it has.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn an_old_worker_that_goes_on_accepting_is_ended_and_the_log_says_what_that_costs() {
+    std::thread::scope(|scope| {
+        for step in ["successor", "drain"] {
+            scope.spawn(move || {
+                let site = site();
+                let daemon = site.start_faulty();
+                let old = serving(&site.status());
+                site.fault(&format!("{step} hang"));
+                assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+                let said = daemon.hear(&format!("worker {old} of generation 1 still accepts 10 s after"));
+                assert!(said.contains("killed with what it was answering"), "{said}");
+                support::await_end(old);
+                (0..20).for_each(|_| assert_eq!(get(site.address(), "/").status(), 200));
+                let status =
+                    site.await_status("one is left", |status| status["generations"].as_array().unwrap().len() == 1);
+                assert_eq!((generation(&status), &status["reloads"]["respawns"]), (2, &Value::from(0)), "{step}");
+            });
+        }
+    });
+}
+
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds announce another version")]
 fn promise_28_a_worker_refuses_another_protocol_version_and_the_old_one_goes_on() {

@@ -160,6 +160,9 @@ fn storm(site: &Site, pace: &Pace, (downloads, reloads): (usize, usize)) {
         most = most.max(generations(&site.status()));
     }
     let took = began.elapsed();
+    if reloads >= 1000 {
+        assert!(took < bound(Duration::from_secs(60)), "promise 23: {took:?}");
+    }
     println!("{reloads} reloads in {took:?} with {downloads} downloads: at most {most} generations");
     assert!((BUSY + 1..=MAX_OLD + 1).contains(&most), "{most} generations");
     held.finish();

@@ -21,7 +21,7 @@ use support::client::{Client, get};
 use support::load::{self, Load};
 use support::origin::Origin;
 use support::tls::{Pair, TlsClient};
-use support::{PATIENCE, Port, Site, code, generation, serving, text};
+use support::{End, PATIENCE, Port, Site, code, generation, serving, text};
 
 /// A page that everybody may see.
 fn page(address: SocketAddr) -> String {
@@ -100,15 +100,6 @@ fn counters(page: SocketAddr) -> BTreeMap<String, u64> {
     numbers
 }
 
-/// Ends a watcher, also when the test fails before.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// Looks at the counters all the time, until told to stop; returns how often.
 fn watch_counters(page: SocketAddr, over: &AtomicBool) -> usize {
     let (mut last, mut samples) = (counters(page), 1);
@@ -175,9 +166,19 @@ fn promise_13_and_36_a_hundred_reloads_and_every_request_is_counted_and_logged_o
 
 #[test]
 fn promise_18_a_full_pool_of_server_connections_moves_and_nobody_storms_the_servers() {
+    full_pool_moves(1);
+}
+
+/// Each thread has a pool of its own.
+#[test]
+fn promise_18_it_does_so_between_workers_of_several_threads() {
+    [2, 4].into_iter().for_each(full_pool_moves);
+}
+
+fn full_pool_moves(threads: usize) {
     const POOL: usize = 40;
     let (origin, gate) = Origin::gated();
-    let site = Site::proxying(&[origin.address], "[global]\nthreads = 1\n");
+    let site = Site::proxying(&[origin.address], &format!("[global]\nthreads = {threads}\n"));
     let _daemon = site.start();
     let mut clients: Vec<_> = (0..POOL).map(|_| Client::connect(site.address())).collect();
     // All at a time, so that each needs a connection of its own.
@@ -189,13 +190,13 @@ fn promise_18_a_full_pool_of_server_connections_moves_and_nobody_storms_the_serv
     };
     all_ask();
     assert_eq!(origin.accepted(), POOL);
-    for mode in ["handover", "rebind"] {
+    for mode in ["handover", "rebind", "handover"] {
         let before = origin.accepted();
         assert_eq!(code(&site.proxy(&["reload", "--mode", mode])), 0);
         site.await_status("the old worker ends", |status| status["generations"].as_array().unwrap().len() == 1);
         all_ask();
         let new = origin.accepted() - before;
-        println!("{mode}: {new} new connections to the server, {POOL} were kept");
+        println!("{threads} threads, {mode}: {new} new connections to the server, {POOL} were kept");
         assert!(new * 20 <= POOL, "{new} of {POOL} are new after a {mode}");
     }
 }

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use rustls::HandshakeKind;
-use rustls::version::TLS13;
+use rustls::version::{TLS12, TLS13};
 use support::client::{Client, get};
 use support::origin::Origin;
 use support::supervisor::{Supervisor, asking, is_answered};
@@ -85,6 +85,23 @@ fn promise_14_and_17_counters_and_tickets_survive_a_kill_of_everything() {
     let applied = |reloads: &serde_json::Value| reloads["applied"].as_u64().unwrap();
     assert_eq!(applied(&site.status()["reloads"]), applied(&reloads) + 1);
     assert!(site.status()["reloads"]["last"]["message"].is_string());
+}
+
+#[test]
+fn promise_17_sessions_resume_after_a_restart_as_before() {
+    let site = encrypted(&Origin::echo());
+    let mut supervisor = Supervisor::new(&site);
+    supervisor.start(&site, &[]);
+    let clients = [TlsClient::new(&[&TLS12]), TlsClient::new(&[&TLS13])];
+    let ask = |kind: HandshakeKind| {
+        clients.iter().for_each(|client| assert_eq!(client.get(site.address(), "localhost").kind, kind));
+    };
+    ask(HandshakeKind::Full);
+    for _ in 0..2 {
+        supervisor.terminate();
+        supervisor.start(&site, &[]);
+        (0..20).for_each(|_| ask(HandshakeKind::Resumed));
+    }
 }
 
 #[test]

@@ -9,12 +9,13 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use support::client::{Client, get, read_head};
 use support::kernel::{Stopped, await_queued, listening};
 use support::load::{self, Habit, Load};
 use support::origin::{Origin, download, ok};
-use support::{PATIENCE, Port, Site, await_end, certificate, code, serving, text};
+use support::{PATIENCE, Port, Site, await_end, certificate, code, pid, serving, text};
 
 /// Set inside the network namespace where the kernel migrates queues.
 const MIGRATING: &str = "PROXY_TEST_MIGRATING";
@@ -103,6 +104,27 @@ fn promise_02_rebinding_accepts_the_old_queues_until_they_are_empty() {
     drop(queued);
     await_end(old);
     assert_eq!(listening(site.address()).len(), 1);
+}
+
+#[test]
+fn promise_02_nothing_makes_new_sockets_but_a_reload_that_is_to() {
+    let origin = Origin::echo();
+    let site = Site::proxying(&[origin.address], "[reload]\nstrategy = \"rebind\"\n");
+    let _daemon = site.start();
+    let inodes = || listening(site.address()).into_iter().map(|socket| socket.inode).collect::<Vec<_>>();
+    let first = inodes();
+    for command in [&["reload-socket"][..], &["upgrade"], &["server", "set", "pool/s1", "--weight", "2"]] {
+        let output = site.proxy(command);
+        assert_eq!(code(&output), 0, "{command:?}: {output:?}");
+        assert_eq!(inodes(), first, "{command:?}");
+    }
+    let worker = serving(&site.status());
+    kill(pid(worker), Signal::SIGKILL).unwrap();
+    site.await_status("another worker", |status| status["reloads"]["respawns"] == 1);
+    assert_eq!(inodes(), first, "a respawn");
+    reload(&site, &[]);
+    site.await_status("the old worker has ended", alone);
+    assert!(!inodes().is_empty() && inodes() != first, "a reload that is to");
 }
 
 /// A hundred times new sockets under load; how many requests, and what failed.
@@ -325,7 +347,7 @@ fn promise_01_ab_and_wrk_with_200_connections_see_nothing_of_a_hundred_reloads()
     let wrk = |url: &str| benchmark("wrk", &["-d", "21", "-t", "1", "-c", "200", url]);
     let reports = std::thread::scope(|scope| {
         let one_shot = [scope.spawn(|| ab(&plain)), scope.spawn(|| ab(&encrypted))];
-        let kept = [scope.spawn(|| wrk(&plain))];
+        let kept = [scope.spawn(|| wrk(&plain)), scope.spawn(|| wrk(&encrypted))];
         let began = Instant::now();
         for number in 1..=100 {
             reload(&site, &["--mode", "handover"]);

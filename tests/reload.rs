@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -285,4 +286,29 @@ fn promise_40_a_rebind_says_what_it_may_cost_on_this_kernel() {
     let migrates = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req").is_ok_and(|value| value.trim() == "1");
     assert_eq!(said("rebind").contains("net.ipv4.tcp_migrate_req"), !migrates);
     assert_eq!(said("handover"), "");
+}
+
+#[test]
+fn an_admin_socket_takes_the_place_of_nothing_that_is_no_socket() {
+    let site = Site::proxying(&[Origin::echo().address], "");
+    let good = fs::read_to_string(site.config()).unwrap();
+    let _daemon = site.start();
+    let (file, folder) = (site.path("precious"), site.path("folder"));
+    fs::write(&file, "precious").unwrap();
+    fs::create_dir(&folder).unwrap();
+    for place in [&file, &folder] {
+        fs::write(site.config(), good.replace(&*site.socket().to_string_lossy(), &place.to_string_lossy())).unwrap();
+        let output = site.proxy(&["reload"]);
+        let said = text(&output.stderr);
+        assert_eq!(code(&output), 2, "{said}");
+        assert!(
+            said.contains(&*place.to_string_lossy()) && said.contains("there is something that is no socket"),
+            "{said}"
+        );
+    }
+    assert!(folder.is_dir());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+    fs::write(site.config(), good.replace("admin.sock", "moved.sock")).unwrap();
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    assert!(site.path("moved.sock").exists() && !site.socket().exists());
 }

@@ -42,6 +42,10 @@ pub enum Step {
     HandedOver,
     /// Master: before the first change that somebody could notice.
     Commit,
+    /// Master that was another program: a listening socket is taken over, the rest is not.
+    Adopted,
+    /// Checks: before a server is connected to.
+    Probe,
 }
 
 #[cfg(debug_assertions)]
@@ -66,11 +70,13 @@ impl Step {
             Self::Spawn => "spawn",
             Self::HandedOver => "handed-over",
             Self::Commit => "commit",
+            Self::Adopted => "adopted",
+            Self::Probe => "probe",
         }
     }
 
     fn is_the_masters(self) -> bool {
-        matches!(self, Self::Load | Self::Bind | Self::Spawn | Self::HandedOver | Self::Commit)
+        matches!(self, Self::Load | Self::Bind | Self::Spawn | Self::HandedOver | Self::Commit | Self::Adopted)
     }
 }
 
@@ -84,7 +90,7 @@ fn wanted(step: Step, meant: impl Fn(&str) -> bool) -> Option<String> {
 }
 
 /// Does what `STEP FAULT` in the file wants: `crash` (kill -9; the master, which is to live, gets EIO
-/// instead), `hang` (workers only), `EMFILE` or `ENOSPC`.
+/// instead), `hang` and `panic` (workers only), `EMFILE` or `ENOSPC`.
 ///
 /// # Errors
 /// What a system call of this step would have said.
@@ -97,6 +103,7 @@ pub fn strike(step: Step) -> Result<(), Errno> {
         ("EMFILE", _) => Err(Errno::EMFILE),
         ("ENOSPC", _) => Err(Errno::ENOSPC),
         ("crash", false) => raise(Signal::SIGKILL),
+        ("panic", false) => panic!("a fault at this step"),
         ("hang", false) => {
             // A test that fails must not leave a hanging process behind.
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

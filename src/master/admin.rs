@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -153,6 +153,9 @@ impl AdminSocket {
         if let Some(folder) = admin.socket.parent() {
             fs::create_dir_all(folder)?;
         }
+        if fs::metadata(&admin.socket).is_ok_and(|found| !found.file_type().is_socket()) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something that is no socket"));
+        }
         let draft = beside(&admin.socket, "tmp");
         let _absent = fs::remove_file(&draft);
         let socket = bind(admin, &draft)?;
@@ -191,6 +194,11 @@ impl AdminSocket {
             self.draft = None;
         }
         Ok(())
+    }
+
+    /// What it was made for.
+    pub(super) fn rights(&self) -> &Admin {
+        &self.rights
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -25,9 +25,12 @@ impl Master {
     pub(super) fn next_transaction(&mut self) -> Option<Transaction> {
         let wanted = !self.upgrades.is_empty() && self.previous.is_none() && self.retiring.is_none();
         if !self.is_ending() && wanted && !self.respawn.is_due(Instant::now()) {
-            self.begin(Task::Examine, ReloadMode::Handover, Vec::new());
-            let options = self.options.clone();
-            return Some(Box::pin(examining(options)));
+            if self.workers.free_lane().is_some() {
+                self.begin(Task::Examine, ReloadMode::Handover, Vec::new());
+                let options = self.options.clone();
+                return Some(Box::pin(examining(options)));
+            }
+            self.upgrade_failed(Outcome::Busy, &MasterError::NoLane);
         }
         let plan = self.next_plan()?;
         Some(Box::pin(preparing(plan)))

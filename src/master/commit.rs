@@ -129,7 +129,8 @@ impl Master {
 
     /// The admin socket, where it has to change; not in its place yet.
     fn new_admin(&self, bundle: &Bundle) -> Result<Option<Option<AdminSocket>>, MasterError> {
-        if self.admin.is_some() == bundle.admin.is_some() && self.bundle.admin == bundle.admin {
+        // What is there counts, not what was wanted last: a socket that could not be put in its place is tried again.
+        if self.admin.as_ref().map(AdminSocket::rights) == bundle.admin.as_ref() {
             return Ok(None);
         }
         let Some(admin) = &bundle.admin else { return Ok(Some(None)) };

@@ -345,6 +345,7 @@ impl Master {
     /// A worker has closed its listening sockets: as it was told, or because it could not help it.
     fn accepts_no_more(&mut self, generation: u64) {
         self.retired(generation);
+        self.workers.retreated(generation);
         let limit = self.bundle.reload.hard_stop_after;
         if let Some(lived) = self.workers.resign(generation, limit) {
             self.say(

@@ -47,6 +47,9 @@ pub(super) struct Manifest {
     pub(super) admin: Option<HeldAdmin>,
     pub(super) pid_file: Option<PathBuf>,
     pub(super) callers: Vec<HeldCaller>,
+    /// Reloads that a SIGHUP asked for, which nobody waits for.
+    #[serde(default)]
+    pub(super) hangups: usize,
     /// Names of what the supervisor keeps for us.
     #[serde(default)]
     pub(super) kept: BTreeSet<String>,
@@ -88,6 +91,9 @@ pub(super) struct HeldWorker {
     pub(super) age: Duration,
     /// Until it is killed.
     pub(super) left: Option<Duration>,
+    /// Until it has to say that it accepts no more.
+    #[serde(default)]
+    pub(super) retreat: Option<Duration>,
     pub(super) relief: Option<ToWorker>,
 }
 

@@ -32,6 +32,7 @@ use super::tickets::TicketRing;
 use super::upgrade::{Predecessor, execute};
 use super::{MasterError, Options, load, supervisor};
 use crate::config::Bundle;
+use crate::handoff::fault::{self, Step};
 use crate::handoff::{Channel, Versions};
 use crate::logging::Severity;
 use crate::socket::{self, Former};
@@ -95,12 +96,12 @@ fn take(options: Options, estate: &Estate, events: &Events) -> Result<Master, Ma
     let (previous, callers) = (previous(estate)?, callers(estate)?);
     let legacy = manifest.legacy.map(|place| estate.claim(place)).transpose()?;
     let legacy = legacy.and_then(|file| LegacyFile::adopt(file.into())).map(|(file, _known)| file);
-    // Last, because whoever drops these takes paths away that the program before would miss.
-    let admin = admin(estate, &bundle, events)?;
+    let listeners = listeners(manifest, sockets)?;
     let taken = Taken {
-        listeners: listeners(manifest, sockets)?,
+        listeners,
         workers,
-        admin,
+        // Last, because whoever drops this takes a path away that the program before would miss.
+        admin: admin(estate, &bundle, events)?,
         pid_file: pid_file(manifest),
         maxconn: manifest.maxconn,
         last_reload: manifest.last_reload.clone(),
@@ -110,7 +111,9 @@ fn take(options: Options, estate: &Estate, events: &Events) -> Result<Master, Ma
         callers,
         store: Store::of(manifest.kept.clone(), legacy),
     };
-    // Nothing fails from here on.
+    // Nothing fails from here on: paths may go away with their sockets again.
+    let removing = taken.listeners.iter().zip(&manifest.listeners).filter(|(_, held)| held.removes_path);
+    removing.for_each(|(listener, _)| listener.socket.inherit());
     let mut master = Master::resumed(options, blank, bundle, taken);
     for (generation, target) in &manifest.logs_lost {
         master.log_sockets.lost(*generation, *target);
@@ -174,17 +177,18 @@ fn counters(estate: &Estate) -> Result<Counters, MasterError> {
     }
 }
 
-/// The listening sockets. One whose path is gone leads nobody here: a new generation makes another one.
+/// The listening sockets, in the places by which workers know them, whatever has become of their paths.
 fn listeners(manifest: &Manifest, sockets: Vec<OwnedFd>) -> Result<Vec<Listener>, MasterError> {
     let mut all = Vec::with_capacity(sockets.len());
     for (held, socket) in manifest.listeners.iter().zip(sockets) {
-        let former = if held.removes_path { Former::Ourselves } else { Former::Supervisor };
-        let adopted = socket::adopt(socket, former).map_err(MasterError::Adopt)?;
-        all.extend(adopted.map(|socket| Listener {
+        let former = if held.removes_path { Former::Daemon } else { Former::Supervisor };
+        let socket = socket::resume(socket, former).map_err(MasterError::Adopt)?;
+        all.push(Listener {
             bind: held.bind.clone(),
             owner: held.owner,
             socket: Arc::new(socket.named(held.name.clone())),
-        }));
+        });
+        fault::strike(Step::Adopted).map_err(|error| MasterError::Adopt(error.into()))?;
     }
     Ok(all)
 }
@@ -201,6 +205,7 @@ fn adopt(held: &HeldWorker, estate: &Estate, bundles: &[Arc<Bundle>], now: Insta
         stderr: held.stderr.and_then(|place| estate.claim(place).ok()),
         since: now.checked_sub(held.age).unwrap_or(now),
         deadline: held.left.and_then(|left| now.checked_add(left)),
+        retreat: held.retreat.and_then(|left| now.checked_add(left)),
         relief: held.relief.clone(),
         pulse: None,
         stalled: false,
@@ -290,5 +295,6 @@ fn callers(estate: &Estate) -> Result<(Vec<Caller>, Vec<Wish>), MasterError> {
             HeldWish::Reload(mode) => wishes.push(Wish { mode, caller: Some(caller) }),
         }
     }
+    wishes.extend((0..estate.manifest.hangups).map(|_| Wish { mode: None, caller: None }));
     Ok((upgrades, wishes))
 }

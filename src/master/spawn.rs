@@ -51,6 +51,8 @@ pub(super) struct Worker {
     pub(super) since: Instant,
     /// When it is killed, once it was told to end or to serve.
     pub(super) deadline: Option<Instant>,
+    /// By when it has to say that it accepts no more, once it was told to drain.
+    pub(super) retreat: Option<Instant>,
     /// The order to drain, as long as no successor has said that it serves.
     pub(super) relief: Option<ToWorker>,
     /// Its threads' heartbeats as they were seen last; none before the first look.
@@ -63,7 +65,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Ends the process, whatever it is doing.
     pub(super) fn kill(&mut self) {
-        self.deadline = None;
+        (self.deadline, self.retreat) = (None, None);
         if let Some(kill) = self.kill.take() {
             // Its receiver is gone when the process is.
             let _ = kill.send(());
@@ -171,6 +173,7 @@ pub(super) async fn spawn(orders: Orders<'_>, events: &mpsc::UnboundedSender<Eve
         stderr,
         since,
         deadline: None,
+        retreat: None,
         relief: None,
         pulse: None,
         stalled: false,

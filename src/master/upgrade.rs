@@ -25,6 +25,7 @@ use super::lifecycle::Master;
 use super::manifest::{HeldAdmin, HeldCaller, HeldListener, HeldWish, HeldWorker, Luggage, Manifest};
 use super::reload::Failed;
 use super::retire::answer_all;
+use super::spawn::Worker;
 use super::{MasterError, Options};
 use crate::config::Bundle;
 use crate::handoff::Versions;
@@ -175,12 +176,14 @@ impl Master {
         while let Ok(event) = receiver.try_recv() {
             self.handle(event);
         }
-        let error = match self.is_ending() {
-            true => (Outcome::Busy, MasterError::Returned("the daemon is stopping".into())),
-            false => {
-                let Err(error) = self.replace_image(image);
-                (Outcome::RolledBack, error)
-            }
+        let error = if self.is_ending() {
+            (Outcome::Busy, MasterError::Returned("the daemon is stopping".into()))
+        } else if self.workers.free_lane().is_none() && matches!(image, Image::New(_)) {
+            // Its first generation would find none either.
+            (Outcome::Busy, MasterError::NoLane)
+        } else {
+            let Err(error) = self.replace_image(image);
+            (Outcome::RolledBack, error)
         };
         if blocked.is_ok() {
             // What could be blocked can be unblocked.
@@ -234,19 +237,7 @@ impl Master {
         let mut workers = Vec::new();
         for worker in self.workers.all() {
             let known = bundles.iter().position(|bundle| Arc::ptr_eq(bundle, &worker.bundle));
-            workers.push(HeldWorker {
-                generation: worker.generation,
-                pid: worker.pid,
-                lane: worker.lane,
-                state: worker.state,
-                slots: worker.slots.clone(),
-                bundle: known.unwrap_or(bundles.len()),
-                channel: luggage.add(worker.channel.as_fd()),
-                stderr: worker.stderr.as_ref().map(|stderr| luggage.add(stderr.as_fd())),
-                age: worker.since.elapsed(),
-                left: worker.deadline.map(|deadline| deadline.saturating_duration_since(now)),
-                relief: worker.relief.clone(),
-            });
+            workers.push(held(worker, known.unwrap_or(bundles.len()), now, &mut luggage));
             if known.is_none() {
                 bundles.push(&worker.bundle);
             }
@@ -280,6 +271,7 @@ impl Master {
             admin,
             pid_file: self.pid_file.as_ref().map(|(path, _)| path.clone()),
             callers: callers(upgrades, &self.wishes, &mut luggage),
+            hangups: self.wishes.iter().filter(|wish| wish.caller.is_none()).count(),
             kept: self.store.kept.clone(),
             legacy: self.store.legacy.as_ref().map(|legacy| luggage.add(legacy.file.as_fd())),
             orphans: self.workers.orphans().to_vec(),
@@ -295,6 +287,24 @@ fn children() -> Vec<u32> {
     let list = format!("/proc/self/task/{}/children", std::process::id());
     let text = std::fs::read_to_string(list).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// A worker that the next program goes on with; `bundle` is the place of its configuration.
+fn held<'a>(worker: &'a Worker, bundle: usize, now: Instant, luggage: &mut Luggage<'a>) -> HeldWorker {
+    HeldWorker {
+        generation: worker.generation,
+        pid: worker.pid,
+        lane: worker.lane,
+        state: worker.state,
+        slots: worker.slots.clone(),
+        bundle,
+        channel: luggage.add(worker.channel.as_fd()),
+        stderr: worker.stderr.as_ref().map(|stderr| luggage.add(stderr.as_fd())),
+        age: worker.since.elapsed(),
+        left: worker.deadline.map(|deadline| deadline.saturating_duration_since(now)),
+        retreat: worker.retreat.map(|retreat| retreat.saturating_duration_since(now)),
+        relief: worker.relief.clone(),
+    }
 }
 
 fn document(bundle: &Arc<Bundle>) -> serde_json::Result<serde_json::Value> {

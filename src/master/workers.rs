@@ -21,6 +21,9 @@ use crate::stats::{LANES, Memory};
 
 /// How long a worker that was told to end may take before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a worker that was told to drain may take to say that it accepts no more. One that does not follow orders
+/// would give clients the old configuration until `hard-stop-after`.
+const RETREAT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// All living workers, oldest first.
 #[derive(Default)]
@@ -132,6 +135,12 @@ impl Workers {
         }
     }
 
+    /// A worker has closed its listening sockets.
+    pub(super) fn retreated(&mut self, generation: u64) {
+        let found = self.alive.iter_mut().find(|worker| worker.generation == generation);
+        found.into_iter().for_each(|worker| worker.retreat = None);
+    }
+
     /// A worker that was told to serve does so no more, for how long it did; it still finishes what it has.
     pub(super) fn resign(&mut self, generation: u64, hard_stop_after: Duration) -> Option<Duration> {
         let found = self.alive.iter_mut().find(|worker| worker.generation == generation);
@@ -183,18 +192,29 @@ impl Workers {
 
     /// When somebody has to be killed next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.alive.iter().filter_map(|worker| worker.deadline).min()
+        self.alive.iter().flat_map(|worker| [worker.deadline, worker.retreat]).flatten().min()
     }
 
-    /// Kills who was told to end and has not; says so.
+    /// Kills who was told to end, or to accept no more, and has not; says so.
     pub(super) fn kill_overdue(&mut self, now: Instant) -> Vec<String> {
-        let overdue = self.alive.iter_mut().filter(|worker| worker.deadline.is_some_and(|deadline| deadline <= now));
-        overdue
-            .map(|worker| {
-                worker.kill();
-                format!("worker {} did not end in time and is killed", worker.pid)
-            })
-            .collect()
+        let over = |time: Option<Instant>| time.is_some_and(|time| time <= now);
+        let mut said = Vec::new();
+        for worker in &mut self.alive {
+            let Worker { pid, generation, .. } = *worker;
+            if over(worker.deadline) {
+                said.push(format!("worker {pid} did not end in time and is killed"));
+            } else if over(worker.retreat) {
+                let seconds = RETREAT_PATIENCE.as_secs();
+                said.push(format!(
+                    "worker {pid} of generation {generation} still accepts {seconds} s after it was told not to, and is \
+                     killed with what it was answering"
+                ));
+            } else {
+                continue;
+            }
+            worker.kill();
+        }
+        said
     }
 
     pub(super) fn status(&self, memory: &Memory) -> Vec<Generation> {
@@ -234,8 +254,9 @@ fn start_draining(worker: &mut Worker) {
     let Some(order) = worker.relief.take() else { return };
     worker.tell(&order);
     if let ToWorker::Drain { hard_stop_after, .. } = order {
-        let patience = if worker.stalled { STALL_PATIENCE } else { hard_stop_after };
-        worker.deadline = Instant::now().checked_add(patience + END_PATIENCE);
+        let (now, patience) = (Instant::now(), if worker.stalled { STALL_PATIENCE } else { hard_stop_after });
+        worker.deadline = now.checked_add(patience + END_PATIENCE);
+        worker.retreat = Some(now + RETREAT_PATIENCE);
     }
 }
 
@@ -259,7 +280,7 @@ impl Worker {
 
 fn stop(worker: &mut Worker) {
     worker.tell(&ToWorker::Stop);
-    worker.relief = None;
+    (worker.relief, worker.retreat) = (None, None);
     worker.stalled = false;
     worker.state = State::Stopping;
     worker.deadline = Instant::now().checked_add(END_PATIENCE);

@@ -210,6 +210,11 @@ impl ListeningSocket {
         self.name.as_deref()
     }
 
+    /// Whoever put its path there is replaced: from now on the path goes away with the socket.
+    pub fn inherit(&self) {
+        self.path.iter().for_each(SocketPath::inherit);
+    }
+
     /// Another process has a copy from now on: it may still listen when we do not, and keeps the path.
     pub fn share(&self) {
         self.path.iter().for_each(SocketPath::share);
@@ -228,7 +233,7 @@ impl Publication {
     /// There is no way back any more. Paths of sockets that came from another daemon are ours from now on.
     pub fn confirm(self) {
         self.displaced.into_iter().for_each(Displaced::forget);
-        self.sockets.iter().filter_map(|socket| socket.path.as_ref()).for_each(SocketPath::inherit);
+        self.sockets.iter().for_each(|socket| socket.inherit());
     }
 }
 
@@ -269,6 +274,17 @@ pub fn adopt(fd: OwnedFd, former: Former) -> io::Result<Option<ListeningSocket>>
         socket.set_reuse_port(true)?;
     }
     Ok(Some(ListeningSocket { fd, path, name: None }))
+}
+
+/// A socket of ours that was [`adopt`]ed or bound before this process became another program. Its flags are what they
+/// were, and it is one of ours even if nobody can connect to it any more.
+///
+/// # Errors
+/// What getsockname(2) says.
+pub fn resume(fd: OwnedFd, former: Former) -> io::Result<ListeningSocket> {
+    let local = SockRef::from(&fd).local_addr()?;
+    let path = local.as_pathname().map(|name| SocketPath::named(name, former));
+    Ok(ListeningSocket { fd, path, name: None })
 }
 
 #[cfg(test)]

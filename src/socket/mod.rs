@@ -9,7 +9,7 @@ mod owner;
 mod path;
 mod stream;
 
-pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish};
+pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish, resume};
 pub use introduction::{BadIntroduction, Introduction, Secrecy, introduce, introduce_self, read_introduction};
 pub use limits::{Fittings, LimitError, Shortage, Wanted, raise_for};
 pub use migration::cost_of_rebinding;

@@ -33,8 +33,6 @@ enum Life {
 pub enum Former {
     /// A daemon that is replaced: what was its own becomes ours.
     Daemon,
-    /// This process, before it became another program.
-    Ourselves,
     /// A supervisor, which looks after its paths itself.
     Supervisor,
 }
@@ -43,8 +41,8 @@ pub enum Former {
 #[derive(Debug)]
 pub(super) struct SocketPath {
     place: PathBuf,
-    /// Device and inode of the socket's file.
-    file: (u64, u64),
+    /// Device and inode of the socket's file; none when there was none any more.
+    file: Option<(u64, u64)>,
     life: Mutex<Life>,
 }
 
@@ -57,25 +55,28 @@ impl SocketPath {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         socket.bind(&SockAddr::unix(&draft)?)?;
-        let file = file(&draft)?;
+        let file = Some(file(&draft)?);
         Ok((socket.into(), Self { place: place.to_owned(), file, life: Mutex::new(Life::Draft(draft, sharing)) }))
     }
 
     /// The path of a socket that another process bound; none when it leads elsewhere by now.
     pub(super) fn of(name: &Path, former: Former) -> Option<Self> {
+        Some(Self::named(name, former)).filter(|path| path.file.is_some())
+    }
+
+    /// The same, whether or not it leads anywhere.
+    pub(super) fn named(name: &Path, former: Former) -> Self {
         let place = settled(name);
-        let file = file(&place).ok()?;
         let life = match former {
             Former::Daemon => Life::Inherited,
-            Former::Ourselves => Life::Ours,
             Former::Supervisor => Life::Foreign,
         };
-        Some(Self { place, file, life: Mutex::new(life) })
+        Self { file: file(&place).ok(), place, life: Mutex::new(life) }
     }
 
     /// Whether it leads to the socket from this place.
     pub(super) fn leads_from(&self, place: &Path) -> bool {
-        self.place == place && file(place).is_ok_and(|file| file == self.file)
+        self.place == place && self.file.is_some() && file(place).ok() == self.file
     }
 
     /// Where it is, or is going to be.

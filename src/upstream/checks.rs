@@ -58,8 +58,8 @@ impl Checks {
                     if !self.is_mine() {
                         return;
                     }
-                    // A probe that panicked has said so on stderr, and is tried again as if it had not been.
-                    let Ok((server, began, finding)) = ended else { return };
+                    // One that panicked has said so on stderr, and its server is due again by itself.
+                    let Ok((server, began, finding)) = ended else { continue };
                     say(note(&farm, (server, check), began, &finding));
                     due[server] = Some(began + pause(health(&farm, server, check), check));
                 }
@@ -79,6 +79,8 @@ impl Checks {
                         due[server] = None;
                         farm.server(server).set(Counter::LastCheck, epoch_millis());
                         if let Some(way) = ways[server].clone() {
+                            // In case this check has no end.
+                            due[server] = Some(now + check.timeout + check.interval);
                             running.spawn(run(server, way, check.clone()));
                         }
                     }

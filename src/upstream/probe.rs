@@ -10,12 +10,17 @@ use tokio::time::Instant;
 use super::verdict::{Finding, judge, request};
 use super::{ConnectError, ServerStream, Way};
 use crate::config::HttpCheck;
+use crate::handoff::fault::{self, Step};
 use crate::stats::CheckStatus;
 
 /// Checks a server; `limit` is for all of it.
 pub async fn probe(way: &Way, http: Option<&HttpCheck>, limit: Duration) -> Finding {
     let deadline = Instant::now() + limit;
-    let stream = match way.open(limit).await {
+    let opened = match fault::strike(Step::Probe) {
+        Ok(()) => way.open(limit).await,
+        Err(error) => Err(ConnectError::Failed(error.into())),
+    };
+    let stream = match opened {
         Ok(stream) => stream,
         Err(error) => return unconnected(&error),
     };

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU32;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::unistd::{Pid, getppid};
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,6 +31,10 @@ use crate::upstream::Checks;
 
 /// How long connections get to notice that the worker stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
+/// How long a master that has closed its end may still be seen to live. One that does is about to kill us.
+const LAST_SIGHT: Duration = Duration::from_secs(1);
+/// Pause between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long the log thread gets to write what is queued.
 const LOG_GRACE: Duration = Duration::from_secs(1);
 
@@ -238,7 +243,7 @@ impl Worker {
             return Err(error);
         }
         channel.send(&FromWorker::Ready, &[])?;
-        let (mut hard_stop, mut accepting) = (None, true);
+        let (mut hard_stop, mut accepting, master) = (None, true, getppid());
         loop {
             tokio::select! {
                 message = channel.recv::<ToWorker>() => match message {
@@ -259,6 +264,7 @@ impl Worker {
                     }
                     // The master is gone: nobody will ever ask again, so finish in good order.
                     Ok(None) | Err(_) => {
+                        orphaned(master).await;
                         self.orders.send_replace(Order::Drain { abandoned: (0..self.queues).collect(), moving: false });
                         let limit = hard_stop.unwrap_or(tokio::time::Instant::now() + self.bundle.reload.hard_stop_after);
                         let _ = tokio::time::timeout_at(limit, self.crew.ended.recv()).await;
@@ -381,6 +387,15 @@ impl Worker {
             }
         }
         self.log_thread.finish(LOG_GRACE);
+    }
+}
+
+/// Waits until the master is seen to be dead. One that lives and has closed its end does not want this worker: the
+/// queues are others' then.
+async fn orphaned(master: Pid) {
+    let deadline = tokio::time::Instant::now() + LAST_SIGHT;
+    while getppid() == master && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod load;
 pub mod origin;
 pub mod peer;
+pub mod program;
 pub mod supervisor;
 pub mod syslog;
 pub mod tls;
@@ -284,6 +285,15 @@ impl Drop for Daemon {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Ends a watcher, also when the test fails before.
+pub struct End<'a>(pub &'a std::sync::atomic::AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 }
 
