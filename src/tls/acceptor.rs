@@ -6,18 +6,21 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::ServerConfig;
 use rustls::server::Acceptor as HelloReader;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::resolver::Resolver;
 use super::{TicketKeys, TlsError, settings};
 use crate::config::{ClientAuth, Frontend, TlsServer};
+use crate::socket::Socket;
 
 /// An alert that ends a handshake before anything is encrypted, RFC 8446 section 5.1 and 6: a record of two bytes.
 const fn fatal(description: u8) -> [u8; 7] {
     [21, 3, 3, 0, 2, 2, description]
 }
+/// `protocol_version` (RFC 8446 section 6.2).
+const TOO_OLD: [u8; 7] = fatal(70);
 /// `missing_extension`, for who has to send a name and sends none (RFC 8446 section 9.2).
 const NO_NAME: [u8; 7] = fatal(109);
 /// `unrecognized_name` (RFC 6066 section 3).
@@ -61,10 +64,14 @@ impl Acceptor {
     ///
     /// # Errors
     /// Why there is no session; the client has been told.
-    pub async fn accept<IO>(&self, io: IO) -> io::Result<TlsStream<IO>>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
+    pub async fn accept(&self, mut io: Socket) -> io::Result<TlsStream<Socket>> {
+        if is_too_old(&io).await? {
+            // The library's own refusal would be `handshake_failure`.
+            io.write_all(&TOO_OLD).await?;
+            // What stays unread would make a reset of the end, which may overtake the alert.
+            let _hello = io.read(&mut vec![0; 1024]).await?;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "nothing newer than TLS 1.1"));
+        }
         if !self.resolver.is_strict() {
             return TlsAcceptor::from(self.config()).accept(io).await;
         }
@@ -79,4 +86,12 @@ impl Acceptor {
         start.io.shutdown().await?;
         Err(io::Error::new(io::ErrorKind::InvalidData, "no certificate for the name asked for"))
     }
+}
+
+/// Whether a client knows nothing newer than TLS 1.1, as far as its first bytes are there: the head of a record, that of
+/// a ClientHello, its version (RFC 8446 section 4.1.2).
+async fn is_too_old(io: &Socket) -> io::Result<bool> {
+    let mut first = [0; 11];
+    let known = io.tcp().peek(&mut first).await?;
+    Ok(known == first.len() && first[0] == 22 && first[5] == 1 && first[9] == 3 && first[10] < 3)
 }
