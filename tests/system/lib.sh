@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Booted roots and load: what every scenario uses. Sourced by `run`, which sets CACHE, WORK and the folder PACKAGES.
+# Load, and what is asked of a booted root: what every scenario uses. Sourced by `run`, which sets CACHE, WORK and the folder PACKAGES.
 
-readonly COMMON=rsyslog,logrotate,iproute2,curl,apache2-utils,wrk,adduser,procps
 # With its port: a minbase root knows no names of ports, and wrk asks.
-readonly URL=https://127.0.0.1:443/
+URL=https://127.0.0.1:443/
 readonly USERS=20
 
+# shellcheck disable=SC2034
 KIND='' SUITE='' INIT='' PACKAGES='' ROOT='' TARBALL='' NSPAWN='' LEADER='' ORIGINS='' LOAD='' WRONG=0
 
 die() {
@@ -63,33 +63,6 @@ eventually() {
     done
 }
 
-bare_root() {
-    local include
-    case $INIT in
-        systemd) include=systemd-sysv,dbus ;;
-        sysvinit) include=sysvinit-core,sysv-rc,initscripts,orphan-sysvinit-scripts,lsb-base ;;
-    esac
-    # Another list of packages is another root.
-    TARBALL=$CACHE/$KIND-$(cksum <<<"$include,$COMMON" | cut -d ' ' -f 1).tar
-    [[ ! -f $TARBALL ]] || return 0
-    local began=$SECONDS
-    mkdir -p "$CACHE"
-    mmdebstrap --variant=minbase "--include=$include,$COMMON" "$SUITE" "$TARBALL.new.tar" \
-        ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$WORK/mmdebstrap.log" 2>&1 || {
-        tail -n 20 "$WORK/mmdebstrap.log" >&2
-        die "$KIND: no root could be made"
-    }
-    mv "$TARBALL.new.tar" "$TARBALL"
-    note "its root was made in $((SECONDS - began)) s"
-}
-
-booted() {
-    case $INIT in
-        systemd) [[ $(within systemctl is-system-running 2>/dev/null) == @(running|degraded) ]] ;;
-        sysvinit) [[ $(within runlevel) == 'N 2' ]] ;;
-    esac
-}
-
 # The servers behind: no step touches them, and every answer is the same, so that ab counts a shorter one as failed.
 origins() {
     cat <<'PERL'
@@ -112,50 +85,6 @@ for my $port (9000 .. 9002) {
 }
 1 while wait > 0;
 PERL
-}
-
-start_origins() {
-    within setsid perl /usr/local/bin/origins >"$WORK/origins.log" 2>&1 &
-    ORIGINS=$!
-    eventually 'servers' within curl -fsS http://127.0.0.1:9000/
-}
-
-boot() {
-    ROOT=$WORK/root
-    bare_root
-    mkdir "$ROOT"
-    tar -C "$ROOT" -xf "$TARBALL"
-    origins >"$ROOT/usr/local/bin/origins"
-    cp "$PACKAGES"/*.deb "$ROOT/root/"
-    power_on
-}
-
-power_on() {
-    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn -q -D "$ROOT" --boot --private-network --register=no \
-        --keep-unit --console=pipe </dev/null >>"$WORK/console" 2>&1 &
-    NSPAWN=$!
-    eventually 'a first process' pgrep -P "$NSPAWN"
-    LEADER=$(pgrep -P "$NSPAWN")
-    eventually 'a booted system' booted
-    # minbase brings no link up.
-    within ip link set lo up
-    eventually 'rsyslogd' within pgrep -x rsyslogd
-    start_origins
-}
-
-# Systemd-nspawn leaves it to whoever started it to start it again, and says so by its exit code.
-reboot_it() {
-    local code=0
-    # A system that goes down stops its processes before it ends them; nsenter stops with them, and would never take
-    # note of their end.
-    within pkill -x perl || :
-    wait "$ORIGINS" || :
-    within reboot || :
-    PATIENCE=180 eventually 'an end of the system' sh -c "! kill -0 $NSPAWN"
-    wait "$NSPAWN" || code=$?
-    NSPAWN='' LEADER=''
-    ((code == 133)) || give_up "the system ended with code $code instead of rebooting"
-    power_on
 }
 
 # Every file there is, without what any package manager and any log writes.
@@ -182,9 +111,9 @@ serves() {
 service() {
     case $INIT:$1 in
         systemd:reload) within systemctl reload proxy ;;
-        sysvinit:reload) within service proxy reload-socket ;;
+        *:reload) within service proxy reload-socket ;;
         systemd:*) within systemctl "$1" proxy ;;
-        sysvinit:*) within service proxy "$1" ;;
+        *) within service proxy "$1" ;;
     esac
 }
 
@@ -272,6 +201,7 @@ step() {
         cat "$WORK/step" >&2
     }
     took=$((($(date +%s%N) - began) / 1000000))
+    grep "^$KIND: " "$WORK/step" || :
     stop_load "$tool"
     read -r requests failed < <("tally_$tool")
     if [[ $limit != - ]]; then
