@@ -161,7 +161,6 @@ fn promise_02_rebinding_loses_nothing_where_the_kernel_migrates() {
     ]);
     let output = inside.output().unwrap();
     let (said, errors) = (text(&output.stdout), text(&output.stderr));
-    println!("{said}");
     // Without the right to a namespace of its own (root) this cannot be shown.
     assert!(output.status.success() && said.contains("1 passed"), "{said}{errors}");
 }
@@ -344,7 +343,8 @@ fn promise_01_ab_and_wrk_with_200_connections_see_nothing_of_a_hundred_reloads()
     let (plain, encrypted) = (format!("http://{}/", site.address()), format!("https://{}/", secure.address));
     // ab ends after so many seconds, however many requests that is.
     let ab = |url: &str| benchmark("ab", &["-q", "-t", "21", "-n", "10000000", "-c", "200", url]);
-    let wrk = |url: &str| benchmark("wrk", &["-d", "21", "-t", "1", "-c", "200", url]);
+    // Slow is not lost: on a machine with all this to do an answer may take longer than wrk's own two seconds.
+    let wrk = |url: &str| benchmark("wrk", &["-d", "21", "-t", "1", "-c", "200", "--timeout", "20s", "--latency", url]);
     let reports = std::thread::scope(|scope| {
         let one_shot = [scope.spawn(|| ab(&plain)), scope.spawn(|| ab(&encrypted))];
         let kept = [scope.spawn(|| wrk(&plain)), scope.spawn(|| wrk(&encrypted))];
