@@ -129,10 +129,9 @@ async fn receive(client: &mut Client) -> Result<Received, Failure> {
                     Alarm::Expired => Err(Failure::RequestTimedOut),
                 });
             }
-            if client.may_leave() {
-                return Poll::Ready(Ok(Received::Leaving));
-            }
             match client.poll_receive(cx) {
+                // Not before: on the way from worker to worker what has come already would wait behind all others again.
+                Poll::Pending if client.may_leave() => return Poll::Ready(Ok(Received::Leaving)),
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(true)) => fresh = true,
                 Poll::Ready(Ok(false)) => return Poll::Ready(Ok(Received::Nothing)),
