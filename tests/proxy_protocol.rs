@@ -294,6 +294,36 @@ fn in_tcp_mode_a_header_is_taken_and_given() {
 }
 
 #[test]
+fn a_server_may_be_told_in_its_own_way_or_not_at_all() {
+    // Each answers with the first byte that it reads.
+    let origin = || {
+        Origin::new(|mut stream| {
+            let mut first = [0; 1];
+            stream.read_exact(&mut first).unwrap();
+            stream.write_all(&ok(&first[0].to_string())).unwrap();
+            let _rest = stream.read(&mut [0; 1024]);
+        })
+    };
+    let origins = [origin(), origin(), origin()];
+    let of =
+        |name: usize, rest: &str| format!("{{ name = \"s{name}\", address = \"{}\"{rest} }}", origins[name].address);
+    let servers = [of(0, ""), of(1, ", send-proxy = \"v2\""), of(2, ", send-proxy = \"off\"")].join(", ");
+    for (backend, first) in [("send-proxy = \"v1\"", b'P'), ("", b'G')] {
+        let site = Site::new(&format!(
+            "[frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n[backend.pool]\n{backend}\nserver = [{servers}]\n"
+        ));
+        let _daemon = site.start();
+        // A line of text, the signature of version 2, or the request itself.
+        let told: Vec<_> = (0..3).map(|_| Client::connect(site.address()).ask(ANSWERED).text()).collect();
+        assert_eq!(told, [first, 0x0D, b'G'].map(|byte| byte.to_string()), "{backend}");
+    }
+    let site = Site::new(&format!(
+        "[frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n[backend.pool]\nprotocol = \"h2c\"\nserver = [{servers}]\n"
+    ));
+    assert!(text(&site.proxy(&["check"]).stderr).contains("a connection of HTTP/2 is shared by clients"));
+}
+
+#[test]
 #[ignore = "needs curl"]
 fn curl_says_where_it_comes_from() {
     let site = site(&[telling().address], NAMED, "");

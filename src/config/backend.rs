@@ -62,9 +62,6 @@ pub struct Backend {
     pub check: Option<Check>,
     /// Servers in file order.
     pub servers: Vec<Server>,
-    /// How servers are told whom a connection is for.
-    #[serde(default)]
-    pub send_proxy: Option<SendProxy>,
     /// TLS towards them.
     #[serde(default)]
     pub tls: Option<TlsClient>,
@@ -148,6 +145,9 @@ pub struct Server {
     /// Whether it is checked, where the backend's servers are.
     #[serde(default = "yes")]
     pub checked: bool,
+    /// How it is told whom a connection is for.
+    #[serde(default)]
+    pub send_proxy: Option<SendProxy>,
 }
 
 const BALANCES: [Balance; 4] = [Balance::RoundRobin, Balance::LeastConn, Balance::Random, Balance::Source];
@@ -174,16 +174,14 @@ pub(super) fn backend(
         section.choice("balance", &BALANCES.map(|balance| (balance.word(), balance))).unwrap_or(Balance::RoundRobin);
     let its_check = section.table("check").map(|section| checks(section, settings.check));
     let protocol = protocol(&mut section);
-    if protocol != Protocol::H1 && its_check.as_ref().is_some_and(|check| check.http.is_some()) {
-        let fix = "write check = { type = \"tcp\" }";
-        section.report.error(section.place("check"), "HTTP checks speak HTTP/1, which these servers may not", fix);
-    }
-    let servers = servers(&mut section, its_check.is_some());
-    let tls = section.table("tls").map(|tls| tls_client(tls, files, &servers));
     let send_proxy = section.choice("send-proxy", &[("v1", SendProxy::V1), ("v2", SendProxy::V2)]);
-    if send_proxy.is_some() && protocol != Protocol::H1 {
+    let servers = servers(&mut section, its_check.is_some(), send_proxy);
+    let tls = section.table("tls").map(|tls| tls_client(tls, files, &servers));
+    if protocol != Protocol::H1 && servers.iter().any(|server| server.send_proxy.is_some()) {
+        let place =
+            section.value("send-proxy").map_or_else(|| section.place("server"), |_| section.place("send-proxy"));
         let fix = "write protocol = \"h1\", or leave `send-proxy` out";
-        section.report.error(section.place("send-proxy"), "a connection of HTTP/2 is shared by clients", fix);
+        section.report.error(place, "a connection of HTTP/2 is shared by clients", fix);
     }
     section.finish();
     Backend {
@@ -193,7 +191,6 @@ pub(super) fn backend(
         balance,
         check: its_check,
         servers,
-        send_proxy,
         tls,
         retries: settings.retries,
         redispatch: settings.redispatch,
@@ -219,7 +216,8 @@ fn protocol(section: &mut Section<'_>) -> Protocol {
     protocol
 }
 
-fn servers(section: &mut Section<'_>, are_checked: bool) -> Vec<Server> {
+fn servers(section: &mut Section<'_>, are_checked: bool, send_proxy: Option<SendProxy>) -> Vec<Server> {
+    let versions = [("v1", Some(SendProxy::V1)), ("v2", Some(SendProxy::V2)), ("off", None)];
     let mut servers = Vec::new();
     let mut names: Vec<Text> = Vec::new();
     for mut table in section.tables("server") {
@@ -235,12 +233,14 @@ fn servers(section: &mut Section<'_>, are_checked: bool) -> Vec<Server> {
             let fix = "add check = { type = \"tcp\" } to the backend";
             table.report.error(table.place("check"), "nothing says how this server is checked", fix);
         }
+        let send_proxy = table.choice("send-proxy", &versions).unwrap_or(send_proxy);
         if let Some(name) = &name {
             once(name, &mut names, &table);
         }
         if let (Some(name), Some(address)) = (name, address.and_then(|text| resolve(&text, &table))) {
             let (address, host) = address;
-            servers.push(Server { name: name.text, address, host, weight, backup, checked: checked.unwrap_or(true) });
+            let checked = checked.unwrap_or(true);
+            servers.push(Server { name: name.text, address, host, weight, backup, checked, send_proxy });
         }
         table.finish();
     }
@@ -255,6 +255,7 @@ fn servers(section: &mut Section<'_>, are_checked: bool) -> Vec<Server> {
             weight: WEIGHT,
             backup: false,
             checked: true,
+            send_proxy,
         }));
     }
     if section.value("server").is_none() && section.value("servers").is_none() {

@@ -31,6 +31,11 @@ pub(super) fn tls_server(mut section: Section<'_>, (mode, files): (Mode, TlsFile
     }
     let watch = section.boolean("watch").unwrap_or(false);
     let strict_sni = section.boolean("strict-sni").unwrap_or(false);
+    if mode == Mode::Tcp {
+        let because = "means nothing where no request is understood";
+        section.refuse(&["host-must-match-sni"], because, "leave it out");
+    }
+    let host_must_match_sni = section.boolean("host-must-match-sni").unwrap_or(false);
     let client_auth = section.table("client-auth").and_then(|section| client_auth(section, files));
     section.finish();
     TlsServer {
@@ -43,6 +48,7 @@ pub(super) fn tls_server(mut section: Section<'_>, (mode, files): (Mode, TlsFile
         cert_dir,
         watch,
         strict_sni,
+        host_must_match_sni,
         client_auth,
     }
 }

@@ -32,6 +32,9 @@ pub struct TlsServer {
     /// Whether a client that asks for a name we have no certificate for is refused.
     #[serde(default)]
     pub strict_sni: bool,
+    /// Whether a request for a host that the connection's certificate is not for is refused.
+    #[serde(default)]
+    pub host_must_match_sni: bool,
     /// Whether and how clients prove who they are.
     #[serde(default)]
     pub client_auth: Option<ClientAuth>,

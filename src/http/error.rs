@@ -74,6 +74,9 @@ pub enum Refusal {
     /// Field of a connection in HTTP/2, which has none (RFC 9113 section 8.2.2).
     #[error("connection-specific field in HTTP/2")]
     ConnectionField,
+    /// The connection is for another host (RFC 9110 section 15.5.20).
+    #[error("misdirected request")]
+    Misdirected,
     /// Tunnels are not offered.
     #[error("CONNECT refused")]
     ConnectRefused,
@@ -101,6 +104,7 @@ impl Refusal {
         match self {
             Self::ConnectRefused => 405,
             Self::TargetTooLong => 414,
+            Self::Misdirected => 421,
             Self::HeadTooLarge | Self::TooManyFields | Self::TrailersTooLarge => 431,
             Self::CodingUnknown => 501,
             Self::Version => 505,

@@ -65,6 +65,7 @@ fn wording(status: u16) -> (&'static str, &'static str) {
         408 => ("Request Time-out", "Your browser didn't send a complete request in time."),
         413 => ("Payload Too Large", "The request entity exceeds the maximum allowed."),
         414 => ("URI Too Long", "The request target exceeds the maximum allowed."),
+        421 => ("Misdirected Request", "This connection is for another host."),
         429 => ("Too Many Requests", "You have sent too many requests in a given amount of time."),
         431 => ("Request Header Fields Too Large", "The request header exceeds the maximum allowed."),
         501 => ("Not Implemented", "The server does not support the functionality required to fulfill the request."),

@@ -64,7 +64,7 @@ pub struct Client {
     pub local: Endpoint,
     /// Its header edits.
     pub edits: Rc<Edits>,
-    /// What its TLS says of it, where servers are told.
+    /// What its TLS says of it, where servers are told or requests have to fit.
     pub secrecy: Option<Rc<Secrecy>>,
     /// Whether somebody else has said who it is.
     pub introduced: bool,
@@ -312,7 +312,8 @@ impl Client {
             None => address::local(stream.socket()?, &site.config().binds)?,
         };
         let (peer, local) = ends.told.unwrap_or((ends.peer.unwrap_or(local), local));
-        let secrecy = stream.session().filter(|_| site.introduces).map(|session| Rc::new(greeting::secrecy(session)));
+        let wanted = site.introduces || site.directs;
+        let secrecy = stream.session().filter(|_| wanted).map(|session| Rc::new(greeting::secrecy(session)));
         let edits = site.edits.made(&Facts { frontend: site.config(), peer, local, session: stream.session() });
         let client = Self::assemble(stream, timer, (peer, local), (thread, site));
         Some(Box::new(Self { edits, secrecy, introduced: ends.told.is_some(), ..client }))

@@ -25,7 +25,7 @@ pub(super) fn keep(client: &Client, (backend, server): (&Backend, usize), mut co
     if connection.stream.as_call().is_some() {
         return;
     }
-    if backend.config().send_proxy.is_some() {
+    if backend.servers[server].way.send_proxy.is_some() {
         client.own.set(Some(Box::new((backend.index, server, connection))));
         return;
     }
@@ -41,7 +41,7 @@ pub(super) fn keep(client: &Client, (backend, server): (&Backend, usize), mut co
 
 /// A connection that was kept and is still open.
 fn kept(client: &Client, (backend, server): (&Backend, usize), certain: bool) -> Option<Connection> {
-    if backend.config().send_proxy.is_none() {
+    if backend.servers[server].way.send_proxy.is_none() {
         return backend.servers[server].take(certain);
     }
     let (place, its, connection) = *client.own.take()?;
@@ -66,7 +66,7 @@ pub(super) async fn obtain(
             return Ok(connection);
         }
         let began = *began.get_or_insert_with(Instant::now);
-        let introduction = backend.config().send_proxy.map(|version| client.introduction(version));
+        let introduction = backend.servers[*server].way.send_proxy.map(|version| client.introduction(version));
         let connecting = backend.connect(*server, introduction.as_deref().unwrap_or_default());
         let error = match Box::pin(while_wanted(client, connecting)).await? {
             Ok(connection) => {

@@ -22,7 +22,8 @@ use super::transcode::Transcoder;
 use crate::config::{Action, ConnectionMode, Destination};
 use crate::http::h2::write_request;
 use crate::http::{
-    Body, Method, Persistence, RequestHead, RequestRewrite, ResponseHead, Version, parse_request, rebuild_request,
+    Body, Method, Persistence, Refusal, RequestHead, RequestRewrite, ResponseHead, Version, parse_request,
+    rebuild_request,
 };
 use crate::upstream::{Backend, Connection};
 
@@ -186,6 +187,10 @@ impl Client {
 
 async fn process(client: &mut Client, head: &RequestHead, tally: &mut Tally) -> Result<Next, Failure> {
     let site = Rc::clone(&client.site);
+    let name = client.secrecy.as_ref().and_then(|secrecy| secrecy.authority.as_deref());
+    if site.directs && site.is_misdirected(name, head.host_name(&client.head)) {
+        return Err(Failure::Refused(Refusal::Misdirected));
+    }
     for rule in &site.config().rules {
         if applies(rule, site.tls.is_some()) {
             let Action::Redirect(redirect) = &rule.action;

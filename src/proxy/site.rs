@@ -64,6 +64,8 @@ pub struct Site {
     pub backend: Option<Rc<Backend>>,
     /// Whether a server behind it is told who its clients are.
     pub introduces: bool,
+    /// Whether requests have to be for a host that the connection's certificate is for.
+    pub directs: bool,
     /// Whether the last one that had to introduce its client has not: it is told once.
     strange: Cell<bool>,
     /// Header edits as they are written.
@@ -88,7 +90,8 @@ impl Site {
         let config = &bundle.frontends[index];
         let backend = config.backend.and_then(|backend| backends.get(backend)).cloned();
         let routes = config.routes.iter().filter_map(|route| backends.get(route.backend)).cloned().collect();
-        let introduces = bundle.backends.iter().any(|backend| backend.send_proxy.is_some());
+        let mut servers = bundle.backends.iter().flat_map(|backend| &backend.servers);
+        let introduces = servers.any(|server| server.send_proxy.is_some());
         let limit = &config.limit;
         let limits = HeadLimits { size: limit.header_size, fields: limit.headers, target: limit.uri_length };
         Self {
@@ -97,6 +100,7 @@ impl Site {
             routes,
             backend,
             introduces,
+            directs: config.tls.as_ref().is_some_and(|tls| tls.host_must_match_sni),
             strange: Cell::new(false),
             edits: Edits::of(config),
             tls,
@@ -110,6 +114,13 @@ impl Site {
     pub fn destination(&self, fits: impl Fn(&config::Route) -> bool) -> Option<Rc<Backend>> {
         let mut ways = self.config().routes.iter().zip(&self.routes);
         ways.find(|(route, _)| fits(route)).map(|(_, backend)| backend).or(self.backend.as_ref()).cloned()
+    }
+
+    /// Whether a request for this host came by a connection that is for another one; one that names none has no other
+    /// to be for.
+    pub(super) fn is_misdirected(&self, name: Option<&str>, host: &[u8]) -> bool {
+        let strict = self.tls.as_ref().filter(|_| self.directs && !host.is_empty());
+        strict.is_some_and(|tls| !std::str::from_utf8(host).is_ok_and(|host| tls.resolver().shares(name, host)))
     }
 
     /// What came of waiting for a header of the PROXY protocol. A source that does not send one is told of once,

@@ -57,7 +57,6 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             error_pages: Vec::new(),
         }],
         backends: vec![config::Backend {
-            send_proxy: None,
             mode: config::Mode::Http,
             protocol: config::Protocol::H1,
             name: "www-backend".into(),
@@ -71,6 +70,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
                 weight: 1,
                 backup: false,
                 checked: true,
+                send_proxy: None,
             }],
             retries: 3,
             redispatch: true,

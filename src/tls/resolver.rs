@@ -48,6 +48,14 @@ impl Resolver {
         !self.table().candidates(name, self.strict).is_empty()
     }
 
+    /// Whether a client that asked for this name, or for none, was shown a certificate that is for this host, too.
+    #[must_use]
+    pub fn shares(&self, name: Option<&str>, host: &str) -> bool {
+        let table = self.table();
+        let (shown, right) = (table.candidates(name, self.strict), table.named(host));
+        right.is_some_and(|right| right.iter().any(|one| shown.iter().any(|other| Arc::ptr_eq(one, other))))
+    }
+
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -86,13 +94,17 @@ impl Table {
 
     fn candidates(&self, name: Option<&str>, strict: bool) -> &[Arc<CertifiedKey>] {
         let otherwise = if strict { &[][..] } else { &self.default };
-        let Some(name) = name else { return otherwise };
-        let name = name.to_ascii_lowercase();
+        name.and_then(|name| self.named(name)).unwrap_or(otherwise)
+    }
+
+    /// The certificates that are for a name, or an address.
+    fn named(&self, name: &str) -> Option<&[Arc<CertifiedKey>]> {
+        let name = name.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
         if let Some(found) = self.by_name.get(&name) {
-            return found;
+            return Some(found);
         }
         let wildcard = name.split_once('.').map(|(_, parent)| format!("*.{parent}"));
-        wildcard.and_then(|wildcard| self.by_name.get(&wildcard)).map_or(otherwise, Vec::as_slice)
+        wildcard.and_then(|wildcard| self.by_name.get(&wildcard)).map(Vec::as_slice)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use super::{ConnectError, ServerStream};
-use crate::config::{self, SendProxy};
+use crate::config::{self, Protocol, SendProxy};
 use crate::socket::introduce_self;
 use crate::tls::{ClientSettings, Refused, ServerTls};
 
@@ -20,6 +20,8 @@ const TLS_BUFFER: usize = 16 * 1024;
 pub struct Way {
     /// Its address.
     pub address: SocketAddr,
+    /// What is spoken there.
+    pub protocol: Protocol,
     /// TLS, where the backend has it.
     pub tls: Option<ServerTls>,
     /// Whether the server wants to be told whom a connection is for.
@@ -30,12 +32,12 @@ impl Way {
     /// The way to a server of a backend; `None` for one whose host no certificate can be for.
     #[must_use]
     pub fn to(backend: &config::Backend, server: usize, secured: Option<&ClientSettings>) -> Option<Self> {
-        let config::Server { name, address, host, .. } = backend.servers.get(server)?;
+        let config::Server { name, address, host, send_proxy, .. } = backend.servers.get(server)?;
         let tls = match secured {
             Some(settings) => Some(settings.server(name, host).ok()?),
             None => None,
         };
-        Some(Self { address: *address, tls, send_proxy: backend.send_proxy })
+        Some(Self { address: *address, protocol: backend.protocol, tls, send_proxy: *send_proxy })
     }
 
     /// Opens a connection of our own that is ready for the first request: handshakes count against the limit.

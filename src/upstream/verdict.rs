@@ -10,7 +10,7 @@ use crate::stats::{CheckStatus, Health};
 /// Bytes of a body that are looked at.
 const LOOK_AT: usize = 64 * 1024;
 /// A check's answer needs no more than this.
-const LIMITS: HeadLimits = HeadLimits { size: 16 * 1024, fields: 200, target: 0 };
+pub(super) const LIMITS: HeadLimits = HeadLimits { size: 16 * 1024, fields: 200, target: 0 };
 
 /// How one check ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,9 +112,14 @@ pub fn judge(answer: &[u8], ended: bool, check: &HttpCheck) -> Option<Finding> {
     None
 }
 
+/// What decides whether an answer has a body.
+pub(super) fn asked(method: CheckMethod) -> Method {
+    if method == CheckMethod::Head { Method::Head } else { Method::Get }
+}
+
 /// The first head that is not interim, and where it begins.
 fn final_head(answer: &[u8], method: CheckMethod) -> Result<Option<(ResponseHead, usize)>, String> {
-    let asked = if method == CheckMethod::Head { Method::Head } else { Method::Get };
+    let asked = asked(method);
     let (mut fields, mut start) = (Vec::new(), 0);
     loop {
         match parse_response(&answer[start..], asked, &LIMITS, &mut fields) {
