@@ -10,7 +10,7 @@ use super::check::{Check, check as checks};
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
 use super::server_tls::{TlsFiles, tls_client};
-use super::{ConnectionMode, Mode, TlsClient};
+use super::{ConnectionMode, Mode, RetryOn, TlsClient};
 
 /// Versions of the PROXY protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,9 @@ pub struct Backend {
     pub retries: u32,
     /// The last retry goes to another server.
     pub redispatch: bool,
+    /// What is tried again.
+    #[serde(default)]
+    pub retry_on: RetryOn,
     /// keep-alive, server-close or close.
     pub connection_mode: ConnectionMode,
     /// connect(2) time-out.
@@ -165,7 +168,7 @@ pub(super) fn backend(
     let settings = defaults.with(&mut section, Half::Backend, check);
     if settings.mode == Mode::Tcp {
         section.refuse(
-            &["connection-mode", "protocol"],
+            &["connection-mode", "protocol", "retry-on"],
             "means nothing where no request is understood",
             "leave it out",
         );
@@ -194,6 +197,7 @@ pub(super) fn backend(
         tls,
         retries: settings.retries,
         redispatch: settings.redispatch,
+        retry_on: settings.retry_on,
         connection_mode: settings.connection_mode,
         connect_timeout: settings.connect,
         server_timeout: settings.server,

@@ -6,13 +6,14 @@ use std::time::Duration;
 use super::backend::tunnel_timeout;
 use super::bundle::streams;
 use super::process::access_format;
+use super::retry::{RetryOn, retry_on};
 use super::section::Section;
 use super::{ClientTimeouts, ConnectionMode, ErrorPage, Limits, Mode};
 
 /// Statuses that can have a page.
-const STATUSES: [&str; 19] = [
-    "400", "401", "403", "404", "405", "407", "408", "410", "413", "414", "425", "429", "431", "500", "501", "502",
-    "503", "504", "505",
+const STATUSES: [&str; 20] = [
+    "400", "401", "403", "404", "405", "407", "408", "410", "413", "414", "421", "425", "429", "431", "500", "501",
+    "502", "503", "504", "505",
 ];
 
 /// Every setting with a default.
@@ -21,6 +22,7 @@ pub(super) struct Settings {
     pub(super) mode: Mode,
     pub(super) retries: u32,
     pub(super) redispatch: bool,
+    pub(super) retry_on: RetryOn,
     pub(super) connection_mode: ConnectionMode,
     pub(super) forwarded_for: bool,
     pub(super) log_empty: bool,
@@ -40,6 +42,7 @@ impl Default for Settings {
             mode: Mode::Http,
             retries: 3,
             redispatch: true,
+            retry_on: RetryOn::default(),
             connection_mode: ConnectionMode::KeepAlive,
             forwarded_for: false,
             log_empty: false,
@@ -87,6 +90,7 @@ impl Settings {
         if half != Half::Frontend {
             set(&mut new.retries, section.integer("retries", 0..=100));
             set(&mut new.redispatch, section.boolean("redispatch"));
+            set(&mut new.retry_on, retry_on(section));
             if let Some(timeout) = &mut timeout {
                 set(&mut new.connect, timeout.duration("connect"));
                 set(&mut new.server, timeout.duration("server"));

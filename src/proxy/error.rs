@@ -42,6 +42,9 @@ pub enum Failure {
     /// The server says that it has not touched the request, again and again.
     #[error("server refused the request's stream")]
     NotProcessed,
+    /// The server's response is one after which it is asked again.
+    #[error("response with a status to retry on")]
+    AskedAgain,
     /// The server's response is not HTTP we would pass on.
     #[error("response refused")]
     BadResponse(#[source] Refusal),
@@ -92,7 +95,7 @@ impl Failure {
             Self::NoServer => (503, *b"SC", Side::Proxy),
             Self::ConnectFailed => (503, *b"SC", Side::Server),
             Self::ConnectTimedOut => (503, *b"sC", Side::Server),
-            Self::ServerClosed | Self::NotProcessed => (502, *b"SH", Side::Server),
+            Self::ServerClosed | Self::NotProcessed | Self::AskedAgain => (502, *b"SH", Side::Server),
             Self::BadResponse(_) => (502, *b"PH", Side::Server),
             Self::ServerTimedOut => (504, *b"sH", Side::Server),
             Self::ResponseTruncated | Self::BrokenResponse(_) => (0, *b"SD", Side::Server),

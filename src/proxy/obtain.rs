@@ -57,7 +57,7 @@ pub(super) async fn obtain(
     (fresh_only, certain): (bool, bool),
     tally: &mut Tally,
 ) -> Result<Connection, Failure> {
-    let (mut began, mut failed) = (None, 0);
+    let mut began = None;
     loop {
         tally.choose_server(backend, *server);
         if !fresh_only && let Some(connection) = kept(client, (backend, *server), certain) {
@@ -76,8 +76,11 @@ pub(super) async fn obtain(
             Err(error) => error,
         };
         note(client, (backend, *server), &error);
-        failed += 1;
-        match backend.after_failure(*server, failed) {
+        let attempt = match backend.config().retry_on.connection {
+            true => backend.after_failure(*server, tally.retried() + 1),
+            false => Attempt::GiveUp,
+        };
+        match attempt {
             Attempt::GiveUp => {
                 return Err(match error {
                     ConnectError::TimedOut => Failure::ConnectTimedOut,

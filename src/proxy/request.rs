@@ -25,7 +25,7 @@ use crate::http::{
     Body, Method, Persistence, Refusal, RequestHead, RequestRewrite, ResponseHead, Version, parse_request,
     rebuild_request,
 };
-use crate::upstream::{Backend, Connection};
+use crate::upstream::{Attempt, Backend, Connection};
 
 /// How often a request is sent again that servers say they have not touched.
 const MOST_UNTOUCHED: u32 = 3;
@@ -257,7 +257,8 @@ async fn forward(
             }
             request => request?,
         };
-        let result = exchange(client, head, backend, &mut connection, (&mut request, tally)).await;
+        let another = another_attempt(backend, server, (repeatable, tally));
+        let result = exchange(client, head, backend, &mut connection, (&mut request, tally, another.is_some())).await;
         match result {
             // The server closed an idle connection at the moment of its reuse; it has done nothing.
             Err(Failure::ServerClosed)
@@ -276,7 +277,11 @@ async fn forward(
                 if let (Failure::ServerTimedOut, Some(call)) = (&failure, connection.stream.as_call()) {
                     call.retire();
                 }
-                return Err(failure);
+                let other = another.filter(|_| asks_again(backend, &failure, &connection) && tally.bytes_out == 0);
+                let Some(other) = other else { return Err(failure) };
+                tally.retry(backend, server, other != server);
+                server = other;
+                client.out = request.into_buffer();
             }
             Ok(Done { next: Next::Gone, .. }) => {
                 drop(request);
@@ -291,6 +296,30 @@ async fn forward(
                 return Ok(next);
             }
         }
+    }
+}
+
+/// The server to ask next where an answer is not content with, if there may be a next time.
+fn another_attempt(backend: &Backend, server: usize, (repeatable, tally): (bool, &Tally)) -> Option<usize> {
+    if !repeatable || !backend.config().retry_on.looks_at_answers() {
+        return None;
+    }
+    match backend.after_failure(server, tally.retried() + 1) {
+        Attempt::GiveUp => None,
+        Attempt::Again => Some(server),
+        Attempt::Redispatch(other) => Some(other),
+    }
+}
+
+/// Whether another attempt is made after this end of one.
+fn asks_again(backend: &Backend, failure: &Failure, connection: &Connection) -> bool {
+    let on = &backend.config().retry_on;
+    match failure {
+        Failure::AskedAgain => true,
+        Failure::ServerClosed if connection.input.is_empty() => on.empty,
+        Failure::ServerClosed | Failure::BadResponse(_) => on.junk,
+        Failure::ServerTimedOut => on.timeout,
+        _ => false,
     }
 }
 
@@ -349,7 +378,7 @@ async fn exchange(
     head: &RequestHead,
     backend: &Rc<Backend>,
     connection: &mut Connection,
-    (request, tally): (&mut Pump, &mut Tally),
+    (request, tally, again): (&mut Pump, &mut Tally, bool),
 ) -> Result<Done, Failure> {
     let (site, edits) = (Rc::clone(&client.site), Rc::clone(&client.edits));
     let config = site.config();
@@ -383,6 +412,9 @@ async fn exchange(
         }
     };
     check_no_switch(head, &response)?;
+    if again && tally.bytes_out == 0 && backend.config().retry_on.statuses.contains(&response.status) {
+        return Err(Failure::AskedAgain);
+    }
     let mode = backend.config().connection_mode.max(config.connection_mode);
     let may_keep = request.is_read() && mode != ConnectionMode::Close && !must_close;
     let plan = plan_response(head, &response, may_keep);

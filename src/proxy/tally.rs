@@ -170,6 +170,11 @@ impl Tally {
         self.server = Some(server);
     }
 
+    /// How often it was tried again so far.
+    pub fn retried(&self) -> u32 {
+        self.retries
+    }
+
     /// What did not come about with `server` is tried again.
     pub fn retry(&mut self, backend: &Backend, server: usize, redispatched: bool) {
         let counter = if redispatched { Counter::Redispatches } else { Counter::Retries };

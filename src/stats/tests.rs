@@ -74,6 +74,7 @@ fn bundle(frontend: &str, users: Vec<User>) -> Bundle {
             }],
             retries: 3,
             redispatch: true,
+            retry_on: config::RetryOn::default(),
             connection_mode: mode,
             connect_timeout: second,
             server_timeout: second,
