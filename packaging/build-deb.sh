@@ -67,8 +67,8 @@ newer=$(too_new "target/$target/release/proxy")
 $newer"
 mkdir -p target/package
 python3 packaging/licences.py "$target" >target/package/linked-crates.txt
-# The program is built; line tables stay with the build, not in the package.
-cargo deb --locked --no-build --target "$target" --strip --output target/debian/ >/dev/null
+# The program is built; line tables stay with the build, not in the package. Ubuntu 14.04's dpkg reads no control.tar.xz.
+cargo deb --locked --no-build --target "$target" --strip --compress-type gz --output target/debian/ >/dev/null
 deb=$(find target/debian -maxdepth 1 -name "proxy_*_$architecture.deb" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d ' ' -f 2)
 dpkg-deb --info "$deb" >/dev/null
 echo "$deb"

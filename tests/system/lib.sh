@@ -34,6 +34,7 @@ shut_down() {
     [[ -z $LEADER ]] || kill -KILL "$LEADER" 2>/dev/null || :
     [[ -z $NSPAWN ]] || wait "$NSPAWN" 2>/dev/null || :
     LEADER='' NSPAWN=''
+    [[ -z $KIND ]] || together
     [[ -z $ROOT ]] || rm -rf --one-file-system "$ROOT"
     ROOT=''
 }
@@ -131,12 +132,15 @@ apt_get() {
 }
 
 # Requests and failed ones of many runs of ab. It counts a reset or refused connection under three headings: the largest
-# is how many there were. A run that it gave up is a request of each user that waited for too long.
+# is how many there were. A run that it gave up is a request of each user that waited for too long. The length
+# of its first answer is the right one to it: where that one is broken, it counts all others.
 tally_ab() {
     awk -v users="$USERS" '
-        /^Complete requests:/ { all += $3 }
+        /^Complete requests:/ { all += $3; complete = $3 }
+        /^Document Length:/ { first = $3 }
         /^ +\(Connect:/ {
             gsub(/[(),]/, "")
+            if (first ~ /^[0-9]+$/ && first != 100) $6 = complete - $6
             most = 0
             for (column = 2; column <= 8; column += 2) if ($column + 0 > most) most = $column + 0
             broken += most

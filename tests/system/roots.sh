@@ -73,12 +73,36 @@ start_origins() {
     eventually 'servers' within curl -fsS http://127.0.0.1:9000/
 }
 
+# The hierarchies that systemd-nspawn passes on, with a folder of this system's own in each.
+own_cgroups() {
+    awk -v name="proxy-test-$KIND" '$3 == "cgroup2" || $4 ~ /name=systemd/ { print $2 "/" name }' /proc/mounts
+}
+
+# Two systems in one cgroup would share that of their proxy.service: one would remove it while the other starts.
+apart() {
+    local cgroup
+    for cgroup in $(own_cgroups); do
+        mkdir -p "$cgroup"
+        echo "$BASHPID" >"$cgroup/cgroup.procs"
+    done
+}
+
+together() {
+    local cgroup
+    for cgroup in $(own_cgroups); do
+        [[ ! -d $cgroup ]] || find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || :
+    done
+}
+
 power_on() {
     # What systemd 229 takes for the second hierarchy of cgroups is another one by now.
     local unified=1
     [[ $SUITE != xenial ]] || unified=0
-    SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=$unified systemd-nspawn -q -D "$ROOT" --boot --private-network --register=no \
-        --keep-unit --console=pipe </dev/null >>"$WORK/console" 2>&1 &
+    (
+        apart
+        SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=$unified exec systemd-nspawn -q -D "$ROOT" --boot --private-network \
+            --register=no --keep-unit --console=pipe
+    ) </dev/null >>"$WORK/console" 2>&1 &
     NSPAWN=$!
     eventually 'a first process' pgrep -P "$NSPAWN"
     LEADER=$(pgrep -P "$NSPAWN")

@@ -9,6 +9,7 @@ exits() {
     ((code == wanted)) || {
         wrong "$* exited with $code, not $wanted"
         cat "$WORK/exits" >&2
+        [[ $INIT != systemd ]] || within journalctl --no-pager -q -n 20 -u proxy >&2
     }
 }
 
