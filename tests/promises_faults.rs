@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
@@ -313,6 +313,33 @@ fn hanging_mid_hand_over(step: &str) {
     assert_eq!(code(&site.proxy(&["reload-socket"])), 0, "{step}");
     let status = site.await_status("whoever hangs is gone", alone);
     assert_eq!((generation(&status), children(daemon.pid())), (3, vec![serving(&status)]), "{step}");
+}
+
+/// More want to leave than may be on their way, and those who are get no answer for five seconds.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn promise_31_who_asks_while_others_leave_before_him_does_not_wait_for_them() {
+    const MANY: usize = 700;
+    const TURNS: usize = 506;
+    support::kernel::allow_descriptors(2 * MANY as u64);
+    let site = site();
+    let _daemon = site.start_faulty();
+    let mut clients = kept(&site, MANY);
+    let began = Instant::now();
+    site.fault("receiving hang");
+    assert_eq!(code(&site.proxy(&["reload-socket"])), 0);
+    until("somebody is on his way", || !site.path("fault").exists());
+    for client in &mut clients {
+        client.send("GET /after HTTP/1.1\r\nHost: test\r\n\r\n");
+        client.reader.get_ref().set_nonblocking(true).unwrap();
+    }
+    let is_answered = |client: &&Client| client.reader.get_ref().peek(&mut [0; 1]).is_ok_and(|count| count == 1);
+    until("the others are answered", || clients.iter().filter(is_answered).count() >= MANY - TURNS);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    for client in &mut clients {
+        client.reader.get_ref().set_nonblocking(false).unwrap();
+        assert_eq!(client.response().map(|answer| answer.text()).as_deref(), Some("GET /after HTTP/1.1\n"));
+    }
 }
 
 /// It would give clients the old configuration for as long as it may finish what it has.

@@ -366,29 +366,39 @@ impl Client {
     /// before it knows: then the client is told by an end of its own, whoever else holds the descriptor.
     async fn leave(&mut self) -> bool {
         let thread = Rc::clone(&self.thread);
-        let Some(departure) = thread.departure.get() else { return false };
+        let (Some(departure), Some(socket)) = (thread.departure.get(), self.stream.socket()) else { return false };
+        let left = self.timer.left();
+        self.left = Some(left);
+        let turn = async {
+            tokio::select! {
+                biased;
+                room = departure.room() => room,
+                // Whoever asks while others leave before him is answered here.
+                _asks = socket.readable() => None,
+            }
+        };
+        let Some(room) = self.outcome(turn).await else { return false };
         let moving = MovingClient {
             frontend: self.site.config().name.clone(),
             unread: self.input.clone(),
             requests: self.requests,
             waited: self.began.1.elapsed(),
-            left: self.timer.left(),
+            left,
             ends: self.introduced.then_some((self.peer, self.local)),
         };
-        (self.left, self.stays) = (Some(moving.left), Some(departure.successor()));
-        let Some(socket) = self.stream.socket() else { return false };
-        self.outcome(departure.offer(moving, socket)).await
+        self.stays = Some(departure.successor());
+        self.outcome(departure.offer(moving, socket, room)).await
     }
 
-    /// Waits for what becomes of an offer.
-    pub async fn outcome(&self, offer: impl Future<Output = bool>) -> bool {
+    /// Waits for what becomes of an offer; nothing when this worker has to end before.
+    pub async fn outcome<T: Default>(&self, offer: impl Future<Output = T>) -> T {
         let mut offer = pin!(offer);
         let timer = &self.timer;
         poll_fn(|cx| {
             // Its own time-out stands still meanwhile.
             timer.set(OFFER);
             match timer.poll(cx) {
-                Some(_stopped) => Poll::Ready(false),
+                Some(_stopped) => Poll::Ready(T::default()),
                 None => offer.as_mut().poll(cx),
             }
         })

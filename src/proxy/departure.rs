@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use crate::handoff::MAX_DESCRIPTORS;
 use crate::handoff::messages::{MovingClient, MovingServer, MovingTunnel};
@@ -53,9 +53,13 @@ impl Departure {
         self.successors.load(Ordering::Acquire)
     }
 
-    /// Offers a client's connection; true when somebody else owns it from now on.
-    pub(super) async fn offer(&self, client: MovingClient, socket: &TcpStream) -> bool {
-        let Ok(_room) = self.room.acquire().await else { return false };
+    /// Waits for a connection's turn.
+    pub(super) async fn room(&self) -> Option<SemaphorePermit<'_>> {
+        self.room.acquire().await.ok()
+    }
+
+    /// Offers a client's connection, whose turn it is; true when somebody else owns it from now on.
+    pub(super) async fn offer(&self, client: MovingClient, socket: &TcpStream, _room: SemaphorePermit<'_>) -> bool {
         let Ok(copy) = socket.as_fd().try_clone_to_owned() else { return false };
         let (tell, told) = oneshot::channel();
         self.way.send(Leaving::Client(client, copy, tell)).is_ok() && told.await.unwrap_or(false)
