@@ -153,8 +153,10 @@ fn promise_09_plain_tunnels_survive_a_hundred_reloads_and_leave_no_old_worker() 
     for _ in 0..100 {
         reload(&site);
     }
-    let status = site.await_status("one worker is left", |status| generations(status) == 1);
-    assert_eq!(status["generations"][0]["connections"], 10, "it has all tunnels: {status:#}");
+    // The last one is told that it may go before the thread that has it by now counts it.
+    site.await_status("one worker is left, and has all tunnels", |status| {
+        generations(status) == 1 && status["generations"][0]["connections"] == 10
+    });
     assert_eq!(log.left(), 0, "no tunnel has ended");
     stop.store(true, Ordering::SeqCst);
     for (number, flood) in floods.into_iter().enumerate() {
