@@ -3,15 +3,17 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::PATIENCE;
+use super::{PATIENCE, until};
 
 /// A client that keeps coming, each time on a connection of its own.
 pub struct Visitor {
     over: Arc<AtomicBool>,
+    /// Visits that have ended.
+    ended: Arc<AtomicUsize>,
     thread: JoinHandle<Vec<Visit>>,
 }
 
@@ -33,21 +35,25 @@ pub struct Visit {
 impl Visitor {
     pub fn start(address: SocketAddr) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&over);
+        let ended = Arc::new(AtomicUsize::new(0));
+        let (stop, count) = (Arc::clone(&over), Arc::clone(&ended));
         let thread = std::thread::spawn(move || {
             let mut visits = Vec::new();
             while !stop.load(Ordering::SeqCst) {
                 let began = Instant::now();
                 let fate = visit(address);
                 visits.push(Visit { began, ended: Instant::now(), fate });
+                count.fetch_add(1, Ordering::SeqCst);
             }
             visits
         });
-        Self { over, thread }
+        Self { over, ended, thread }
     }
 
-    /// Ends it; returns how each visit went.
+    /// Ends it after a visit that has yet to begin; returns how each visit went.
     pub fn stop(self) -> Vec<Visit> {
+        let before = self.ended.load(Ordering::SeqCst);
+        until("a visit has begun and ended", || self.ended.load(Ordering::SeqCst) >= before + 2);
         self.over.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
     }
