@@ -78,11 +78,11 @@ own_cgroups() {
     awk -v name="proxy-test-$KIND" '$3 == "cgroup2" || $4 ~ /name=systemd/ { print $2 "/" name }' /proc/mounts
 }
 
-# Two systems in one cgroup would share that of their proxy.service: one would remove it while the other starts.
+# Moves this process. Two systems in one cgroup would share that of their proxy.service: one would remove it while the
+# other starts.
 apart() {
     local cgroup
-    for cgroup in $(own_cgroups); do
-        mkdir -p "$cgroup"
+    for cgroup; do
         echo "$BASHPID" >"$cgroup/cgroup.procs"
     done
 }
@@ -96,10 +96,13 @@ together() {
 
 power_on() {
     # What systemd 229 takes for the second hierarchy of cgroups is another one by now.
-    local unified=1
+    local unified=1 cgroups
     [[ $SUITE != xenial ]] || unified=0
+    mapfile -t cgroups < <(own_cgroups)
+    mkdir -p "${cgroups[@]}"
+    # Its first child is taken for the first process, so it has no other.
     (
-        apart
+        apart "${cgroups[@]}"
         SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=$unified exec systemd-nspawn -q -D "$ROOT" --boot --private-network \
             --register=no --keep-unit --console=pipe
     ) </dev/null >>"$WORK/console" 2>&1 &
