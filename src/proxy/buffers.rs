@@ -2,6 +2,7 @@
 //! Used by `connection`; one store per thread. Never holds a byte of a request that is over.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 
 use crate::http::Field;
 
@@ -12,21 +13,46 @@ const KEEP: usize = 4096;
 /// Heads with more fields than this give their lists back too.
 const KEEP_FIELDS: usize = 64;
 
+/// What a request and its answer are taken apart and put together in.
+#[derive(Debug)]
+pub struct Desk {
+    /// Bytes of the current request's head.
+    pub head: Vec<u8>,
+    /// Fields of the current request.
+    pub fields: Vec<Field>,
+    /// Fields of the current response.
+    pub response_fields: Vec<Field>,
+    /// Buffer of what is sent next.
+    pub out: Vec<u8>,
+}
+
+static BARE: Desk = Desk { head: Vec::new(), fields: Vec::new(), response_fields: Vec::new(), out: Vec::new() };
+
+/// A desk that is there as soon as something is put on it, and reads as a bare one before.
+#[derive(Debug, Default)]
+pub struct Room(Option<Box<Desk>>);
+
+impl Deref for Room {
+    type Target = Desk;
+
+    fn deref(&self) -> &Desk {
+        self.0.as_deref().unwrap_or(&BARE)
+    }
+}
+
+impl DerefMut for Room {
+    fn deref_mut(&mut self) -> &mut Desk {
+        self.0.get_or_insert_with(|| {
+            Box::new(Desk { head: Vec::new(), fields: Vec::new(), response_fields: Vec::new(), out: Vec::new() })
+        })
+    }
+}
+
 /// The buffers of one request, empty.
 #[derive(Default)]
 pub struct Buffers {
     pub(super) input: Vec<u8>,
-    pub(super) head: Vec<u8>,
-    pub(super) out: Vec<u8>,
-    pub(super) fields: Vec<Field>,
-    pub(super) response_fields: Vec<Field>,
-}
-
-impl Buffers {
-    fn own_something(&self) -> bool {
-        let bytes = [&self.input, &self.head, &self.out].iter().any(|buffer| buffer.capacity() > 0);
-        bytes || [&self.fields, &self.response_fields].iter().any(|fields| fields.capacity() > 0)
-    }
+    pub(super) room: Room,
 }
 
 /// A thread's spare buffers, last used first.
@@ -43,24 +69,28 @@ impl Spare {
     /// Keeps a set that is needed no more.
     pub fn give(&self, mut buffers: Buffers) {
         let mut all = self.0.borrow_mut();
-        if all.len() >= MOST {
+        if all.len() >= MOST || buffers.input.capacity() == 0 && buffers.room.0.is_none() {
             return;
         }
-        for buffer in [&mut buffers.input, &mut buffers.head, &mut buffers.out] {
-            buffer.clear();
-            if buffer.capacity() > KEEP {
-                *buffer = Vec::new();
+        empty(&mut buffers.input);
+        if let Some(desk) = &mut buffers.room.0 {
+            empty(&mut desk.head);
+            empty(&mut desk.out);
+            for fields in [&mut desk.fields, &mut desk.response_fields] {
+                fields.clear();
+                if fields.capacity() > KEEP_FIELDS {
+                    *fields = Vec::new();
+                }
             }
         }
-        for fields in [&mut buffers.fields, &mut buffers.response_fields] {
-            fields.clear();
-            if fields.capacity() > KEEP_FIELDS {
-                *fields = Vec::new();
-            }
-        }
-        if buffers.own_something() {
-            all.push(buffers);
-        }
+        all.push(buffers);
+    }
+}
+
+fn empty(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    if buffer.capacity() > KEEP {
+        *buffer = Vec::new();
     }
 }
 
@@ -71,11 +101,14 @@ mod tests {
     #[test]
     fn what_comes_back_is_empty_and_small() {
         let spare = Spare::default();
-        let large = Vec::with_capacity(KEEP + 1);
-        spare.give(Buffers { input: b"secret".to_vec(), head: large, ..Buffers::default() });
+        let mut used = Buffers { input: b"secret".to_vec(), ..Buffers::default() };
+        used.room.head = Vec::with_capacity(KEEP + 1);
+        used.room.out = b"secret".to_vec();
+        spare.give(used);
         let again = spare.take();
         assert!(again.input.is_empty() && again.input.capacity() > 0);
-        assert_eq!(again.head.capacity(), 0);
+        assert!(again.room.out.is_empty() && again.room.out.capacity() > 0);
+        assert_eq!(again.room.head.capacity(), 0);
         assert_eq!(spare.take().input.capacity(), 0);
     }
 
@@ -90,8 +123,14 @@ mod tests {
     fn a_set_that_owns_nothing_is_not_kept() {
         let spare = Spare::default();
         spare.give(Buffers { input: b"used".to_vec(), ..Buffers::default() });
-        spare.give(Buffers { out: Vec::with_capacity(KEEP + 1), ..Buffers::default() });
         spare.give(Buffers::default());
         assert!(spare.take().input.capacity() > 0);
+    }
+
+    #[test]
+    fn who_only_looks_at_a_desk_gets_none() {
+        let room = Room::default();
+        assert!(room.head.is_empty() && room.fields.is_empty());
+        assert!(room.0.is_none());
     }
 }

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd as _;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Room};
 use super::fetch::{Edits, Facts};
 use super::io::{ClientStream, poll_read_with};
 use super::timer::Timer;
@@ -23,7 +24,6 @@ use super::{Site, Thread};
 use super::{address, greeting, h2_connection, request, session};
 use crate::config::{Mode, Proto};
 use crate::handoff::messages::{MovingClient, MovingTunnel};
-use crate::http::Field;
 use crate::http::h2::PREFACE;
 use crate::logging::Endpoint;
 use crate::socket::{Secrecy, Socket};
@@ -48,14 +48,8 @@ pub struct Client {
     pub stream: ClientStream,
     /// Bytes read and not consumed.
     pub input: Vec<u8>,
-    /// Bytes of the current request's head.
-    pub head: Vec<u8>,
-    /// Fields of the current request.
-    pub fields: Vec<Field>,
-    /// Fields of the current response.
-    pub response_fields: Vec<Field>,
-    /// Buffer of what is sent next.
-    pub out: Vec<u8>,
+    /// What the current request and its answer are taken apart and put together in.
+    pub room: Room,
     /// The connection's deadline.
     pub timer: Timer,
     /// The client's end, IPv4-mapped addresses as IPv4.
@@ -77,7 +71,7 @@ pub struct Client {
     /// What was left of the current time-out when the connection came from another worker.
     pub left: Option<Duration>,
     /// It was offered to this successor in vain, and ends here unless there is another one.
-    pub stays: Option<u64>,
+    pub stays: Option<NonZeroU64>,
     /// The thread.
     pub thread: Rc<Thread>,
     /// The frontend.
@@ -151,20 +145,31 @@ pub fn serve(
     let presence = Presence::new(&thread, &site);
     let beginning = Box::pin(begin(thread, site, bind, accepted));
     async move {
-        if let Some(client) = beginning.await {
-            converse(client).await;
+        match beginning.await {
+            Some((client, Talk::Http1)) => run(client).await,
+            Some((client, talk)) => Box::pin(converse(client, talk)).await,
+            None => {}
         }
         drop((presence, permits));
     }
 }
 
-/// The client of an accepted connection, once there is one.
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Talk {
+    Http1,
+    Http2,
+    /// Nothing that anybody here understands.
+    Tcp,
+}
+
+/// The client of an accepted connection, once there is one, and what it speaks.
 async fn begin(
     thread: Rc<Thread>,
     site: Rc<Site>,
     bind: Option<usize>,
     (socket, peer): (TcpStream, Option<SocketAddr>),
-) -> Option<Box<Client>> {
+) -> Option<(Box<Client>, Talk)> {
     let began = (SystemTime::now(), Instant::now());
     let config = site.config();
     let timer = thread.timers.register(match config.mode {
@@ -181,7 +186,8 @@ async fn begin(
     let stream = establish(&site, socket, &timer).await?;
     let mut client = Client::new(stream, timer, ends, (thread, Rc::clone(&site)))?;
     client.began = began;
-    Some(client)
+    let talk = client.talk().await;
+    Some((client, talk))
 }
 
 /// Goes on with a plain connection that an older worker has begun.
@@ -196,7 +202,10 @@ pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past:
         client.input = past.unread;
         client.requests = past.requests;
         client.left = Some(past.left);
-        converse(client).await;
+        match client.talk().await {
+            Talk::Http1 => run(client).await,
+            talk => converse(client, talk).await,
+        }
     }
 }
 
@@ -218,19 +227,30 @@ pub async fn resume_tunnel(
     session::resume(&mut client, (&backend, place), server, past).await;
 }
 
-/// Goes on in the protocol that the client has chosen: by ALPN over TLS, by its first bytes where that is allowed.
-async fn converse(mut client: Box<Client>) {
-    if client.site.config().mode == Mode::Tcp {
-        return Box::pin(session::serve(&mut client)).await;
+impl Client {
+    /// The protocol that the client has chosen: by ALPN over TLS, by its first bytes where that is allowed.
+    async fn talk(&mut self) -> Talk {
+        if self.site.config().mode == Mode::Tcp {
+            return Talk::Tcp;
+        }
+        let proto = self.site.config().proto;
+        let h2 = match self.stream.protocol() {
+            Some(protocol) => protocol == b"h2",
+            None if proto == Proto::Auto && self.requests == 0 => begins_with_preface(self).await,
+            // HTTP/2 never moves: what comes from another worker is HTTP/1, whatever is configured by now.
+            None => proto == Proto::H2 && self.left.is_none(),
+        };
+        if h2 { Talk::Http2 } else { Talk::Http1 }
     }
-    let proto = client.site.config().proto;
-    let h2 = match client.stream.protocol() {
-        Some(protocol) => protocol == b"h2",
-        None if proto == Proto::Auto && client.requests == 0 => begins_with_preface(&mut client).await,
-        // HTTP/2 never moves: what comes from another worker is HTTP/1, whatever is configured by now.
-        None => proto == Proto::H2 && client.left.is_none(),
-    };
-    if h2 { Box::pin(h2_connection::serve(*client)).await } else { run(client).await }
+}
+
+/// Goes on in any protocol; who can choose calls [`run`] for HTTP/1, which owns less.
+async fn converse(mut client: Box<Client>, talk: Talk) {
+    match talk {
+        Talk::Tcp => Box::pin(session::serve(&mut client)).await,
+        Talk::Http2 => Box::pin(h2_connection::serve(*client)).await,
+        Talk::Http1 => run(client).await,
+    }
 }
 
 /// Reads until it is certain whether the client begins with the preface of HTTP/2; whatever else happens is HTTP/1's.
@@ -258,20 +278,24 @@ async fn begins_with_preface(client: &mut Client) -> bool {
     .await
 }
 
-/// While it waits for a request, a connection owns no room for what comes next: rare phases have boxes of their own.
-async fn run(mut client: Box<Client>) {
-    loop {
-        match request::serve_one(&mut client).await {
-            Next::KeepAlive => client.rest(),
-            Next::Leave if Box::pin(client.leave()).await => return,
-            Next::Leave => {}
-            Next::Close => return client.close(false).await,
-            Next::Linger => return client.close(true).await,
-            Next::Gone => return,
-            Next::Abort => {
-                // Best effort: without it the client sees an end where there was a break.
-                let _ = client.stream.socket().map(TcpStream::set_zero_linger);
-                return;
+/// While it waits for a request, a connection owns no room for what comes next: all other phases have boxes of their
+/// own. Not an `async fn`, for the reason of [`serve`].
+fn run(mut client: Box<Client>) -> impl Future<Output = ()> {
+    async move {
+        loop {
+            let received = request::receive(&mut client).await;
+            match Box::pin(request::serve(&mut client, received)).await {
+                Next::KeepAlive => client.rest(),
+                Next::Leave if Box::pin(client.leave()).await => return,
+                Next::Leave => {}
+                Next::Close if client.may_just_close() => return client.give_buffers(),
+                next @ (Next::Close | Next::Linger) => return Box::pin(client.close(next == Next::Linger)).await,
+                Next::Gone => return,
+                Next::Abort => {
+                    // Best effort: without it the client sees an end where there was a break.
+                    let _ = client.stream.socket().map(TcpStream::set_zero_linger);
+                    return;
+                }
             }
         }
     }
@@ -330,10 +354,7 @@ impl Client {
         Self {
             stream,
             input: Vec::new(),
-            head: Vec::new(),
-            fields: Vec::new(),
-            response_fields: Vec::new(),
-            out: Vec::new(),
+            room: Room::default(),
             timer,
             peer,
             local,
@@ -414,14 +435,15 @@ impl Client {
     }
 
     fn give_buffers(&mut self) {
-        let buffers = Buffers {
-            input: std::mem::take(&mut self.input),
-            head: std::mem::take(&mut self.head),
-            out: std::mem::take(&mut self.out),
-            fields: std::mem::take(&mut self.fields),
-            response_fields: std::mem::take(&mut self.response_fields),
-        };
-        self.thread.buffers.give(buffers);
+        let (input, room) = (std::mem::take(&mut self.input), std::mem::take(&mut self.room));
+        self.thread.buffers.give(Buffers { input, room });
+    }
+
+    /// Whether closing says all there is to say, without a goodbye before it: nothing is unread, and no other worker may
+    /// hold the descriptor too.
+    fn may_just_close(&self) -> bool {
+        let silent = |socket| self.input.is_empty() && !has_unread(socket);
+        matches!(&self.stream, ClientStream::Plain(socket) if self.stays.is_none() && silent(socket.tcp()))
     }
 
     /// Says goodbye, then waits briefly for the client's end if it had, or may have, more to say.
@@ -429,11 +451,6 @@ impl Client {
         self.timer.set(LINGER);
         let unread = sending || !self.input.is_empty();
         self.give_buffers();
-        let silent = !unread && matches!(&self.stream, ClientStream::Plain(socket) if !has_unread(socket.tcp()));
-        if silent && self.stays.is_none() {
-            // Closing says the same with one call less, where no other worker may hold the descriptor too.
-            return;
-        }
         poll_fn(|cx| {
             // First, so that it is tried even where no time is left.
             let said = Pin::new(&mut self.stream).poll_shutdown(cx).map(drop);

@@ -2,6 +2,7 @@
 //! Made by `worker` for its threads, used by `connection` and `request`. Never gives up a connection
 //! that the other side has not taken.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,8 +50,8 @@ impl Departure {
     }
 
     /// Who is asked now.
-    pub(super) fn successor(&self) -> u64 {
-        self.successors.load(Ordering::Acquire)
+    pub(super) fn successor(&self) -> NonZeroU64 {
+        NonZeroU64::MIN.saturating_add(self.successors.load(Ordering::Acquire))
     }
 
     /// Waits for a connection's turn.

@@ -318,13 +318,14 @@ async fn answer(stream: Stream) {
         key: &key,
     };
     let site = Rc::clone(&client.site);
-    let head = read_request(&asked, &site.limits, &mut client.head, &mut client.fields);
+    let desk = &mut *client.room;
+    let head = read_request(&asked, &site.limits, &mut desk.head, &mut desk.fields);
     drop(request);
     let next = match head {
         Ok(head) => request::answer(&mut client, &head).await,
         Err(refusal) => {
             // As much of it as was understood counts as what was received.
-            client.input = std::mem::take(&mut client.head);
+            client.input = std::mem::take(&mut client.room.head);
             request::refuse(&mut client, Failure::Refused(refusal)).await
         }
     };

@@ -1,5 +1,5 @@
 //! One request through its phases: receive, rules, pick a server, forward, respond, log.
-//! Called by `connection` until the connection ends. The outer function answers failures and logs
+//! Called by `connection` until the connection ends. The outer functions answer failures and logs
 //! once; the inner ones return `Result`.
 
 use std::future::poll_fn;
@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Instant, SystemTime};
 
 use super::Failure;
+use super::buffers::{Buffers, Desk};
 use super::connection::{Client, Next};
 use super::exchange::Exchange;
 use super::io::poll_read_head;
@@ -30,13 +31,13 @@ use crate::upstream::{Attempt, Backend, Connection};
 /// How often a request is sent again that servers say they have not touched.
 const MOST_UNTOUCHED: u32 = 3;
 
-/// Serves the next request of a connection. The box is there from its head to its answer only.
-pub async fn serve_one(client: &mut Client) -> Next {
-    match receive(client).await {
-        Ok(Received::Head(head)) => Box::pin(answer(client, &head)).await,
+/// Serves what was received of a connection's next request.
+pub async fn serve(client: &mut Client, received: Result<Received, Failure>) -> Next {
+    match received {
+        Ok(Received::Head(head)) => answer(client, &head).await,
         Ok(Received::Nothing) => end_without_request(client),
         Ok(Received::Leaving) => Next::Leave,
-        Err(failure) => Box::pin(refuse(client, failure)).await,
+        Err(failure) => refuse(client, failure).await,
     }
 }
 
@@ -91,7 +92,8 @@ async fn fail(client: &mut Client, tally: &mut Tally, head: Option<&RequestHead>
 }
 
 /// What came before a request was complete.
-enum Received {
+pub enum Received {
+    /// A head.
     Head(RequestHead),
     /// The client left, or was idle too long, between requests.
     Nothing,
@@ -100,7 +102,7 @@ enum Received {
 }
 
 /// Reads until a whole head is there.
-async fn receive(client: &mut Client) -> Result<Received, Failure> {
+pub async fn receive(client: &mut Client) -> Result<Received, Failure> {
     let site = Rc::clone(&client.site);
     if let Some(left) = client.left.take() {
         client.timer.set(left);
@@ -117,7 +119,7 @@ async fn receive(client: &mut Client) -> Result<Received, Failure> {
     let received = poll_fn(|cx| {
         loop {
             if fresh {
-                match parse_request(&client.input, &site.limits, &mut client.fields) {
+                match parse_request(&client.input, &site.limits, &mut client.room.fields) {
                     Ok(Some(head)) => return Poll::Ready(Ok(Received::Head(head))),
                     Ok(None) => {}
                     Err(refusal) => return Poll::Ready(Err(Failure::Refused(refusal))),
@@ -151,12 +153,10 @@ impl Client {
     /// Reads some of the next head; false when the client left between requests.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
         let was_idle = self.input.is_empty();
-        let Self { stream, thread, input, head, out, fields, response_fields, .. } = self;
+        let Self { stream, thread, input, room, .. } = self;
         let read = poll_read_head(stream, cx, |bytes, _| {
             if input.capacity() == 0 && !bytes.is_empty() {
-                let spare = thread.buffers.take();
-                (*input, *head, *out) = (spare.input, spare.head, spare.out);
-                (*fields, *response_fields) = (spare.fields, spare.response_fields);
+                Buffers { input: *input, room: *room } = thread.buffers.take();
             }
             input.extend_from_slice(bytes);
             bytes.len()
@@ -175,11 +175,11 @@ impl Client {
 
     /// Moves the head out of the input, so that what is left there is body or the next request.
     fn split_head(&mut self, length: usize) {
-        self.head.clear();
+        self.room.head.clear();
         if self.input.len() == length {
-            std::mem::swap(&mut self.head, &mut self.input);
+            std::mem::swap(&mut self.room.head, &mut self.input);
         } else {
-            self.head.extend_from_slice(&self.input[..length]);
+            self.room.head.extend_from_slice(&self.input[..length]);
             self.input.drain(..length);
         }
     }
@@ -188,7 +188,7 @@ impl Client {
 async fn process(client: &mut Client, head: &RequestHead, tally: &mut Tally) -> Result<Next, Failure> {
     let site = Rc::clone(&client.site);
     let name = client.secrecy.as_ref().and_then(|secrecy| secrecy.authority.as_deref());
-    if site.directs && site.is_misdirected(name, head.host_name(&client.head)) {
+    if site.directs && site.is_misdirected(name, head.host_name(&client.room.head)) {
         return Err(Failure::Refused(Refusal::Misdirected));
     }
     for rule in &site.config().rules {
@@ -198,9 +198,9 @@ async fn process(client: &mut Client, head: &RequestHead, tally: &mut Tally) -> 
         }
     }
     let to = Destination {
-        host: head.host_name(&client.head),
-        method: head.method_text.of(&client.head),
-        path: head.path(&client.head),
+        host: head.host_name(&client.room.head),
+        method: head.method_text.of(&client.room.head),
+        path: head.path(&client.room.head),
     };
     let backend = site.destination(|route| route.leads_request(to)).ok_or(Failure::NoServer)?;
     tally.enter_backend(&backend);
@@ -265,13 +265,13 @@ async fn forward(
                 if reused && repeatable && connection.input.is_empty() && tally.bytes_out == 0 =>
             {
                 fresh_only = true;
-                client.out = request.into_buffer();
+                client.room.out = request.into_buffer();
             }
             // It says itself that it has done nothing.
             Err(Failure::NotProcessed) if request.bytes_in == 0 && untouched < MOST_UNTOUCHED => {
                 untouched += 1;
                 tally.retry(backend, server, false);
-                client.out = request.into_buffer();
+                client.room.out = request.into_buffer();
             }
             Err(failure) => {
                 if let (Failure::ServerTimedOut, Some(call)) = (&failure, connection.stream.as_call()) {
@@ -292,7 +292,7 @@ async fn forward(
                 if reusable && mode == ConnectionMode::KeepAlive && connection.input.is_empty() {
                     keep(client, (backend, server), connection);
                 }
-                client.out = request.into_buffer();
+                client.room.out = request.into_buffer();
                 return Ok(next);
             }
         }
@@ -332,7 +332,7 @@ fn build_request(
 ) -> Result<Pump, Failure> {
     let (site, edits) = (Rc::clone(&client.site), Rc::clone(&client.edits));
     let config = site.config();
-    let mut out = std::mem::take(&mut client.out);
+    let mut out = std::mem::take(&mut client.room.out);
     out.clear();
     let rewrite = RequestRewrite {
         edits: &edits.request,
@@ -342,11 +342,12 @@ fn build_request(
     let (from, to) = if let Some(call) = connection.stream.as_call() {
         // From one stream into another: what ends it ends the body, and trailers stand before that.
         let body = if head.version == Version::Http2 { head.body.streamed() } else { head.body };
-        let request = write_request(&client.head, head, &client.fields, &rewrite, tls).map_err(Failure::Refused)?;
+        let request =
+            write_request(&client.room.head, head, &client.room.fields, &rewrite, tls).map_err(Failure::Refused)?;
         call.begin(request, body).map_err(|_closed| Failure::NotProcessed)?;
         (body, Body::UntilClose)
     } else {
-        rebuild_request(&mut out, &client.head, head, &client.fields, &rewrite);
+        rebuild_request(&mut out, &client.room.head, head, &client.room.fields, &rewrite);
         (head.body, head.framing())
     };
     let transcoder = Transcoder::new(from, to).edited(&edits.request);
@@ -393,7 +394,7 @@ async fn exchange(
         server_timeout: backend.config().server_timeout,
         request_open: true,
     };
-    let fields = &mut client.response_fields;
+    let Desk { head: text, response_fields: fields, .. } = &mut *client.room;
     let response = loop {
         let response = exchange.response(request, head.into(), fields).await;
         tally.bytes_in = tally.head_in + request.bytes_in;
@@ -402,7 +403,7 @@ async fn exchange(
             break response;
         }
         if let Some(protocol) = response.upgrade {
-            check_switch(&exchange, (head, &client.head), protocol)?;
+            check_switch(&exchange, (head, text), protocol)?;
             tally.status = response.status;
             tally.answered(sent_at);
         }

@@ -20,9 +20,9 @@ impl Client {
         self.timer.set(self.site.config().timeout.client);
         let mut sent = 0;
         if let Some(stream) = self.stream.as_h2() {
-            let (head, length) = write_page(&self.out).map_err(Failure::BadResponse)?;
+            let (head, length) = write_page(&self.room.out).map_err(Failure::BadResponse)?;
             sent = length;
-            let body = if length == self.out.len() { Body::None } else { Body::UntilClose };
+            let body = if length == self.room.out.len() { Body::None } else { Body::UntilClose };
             stream.respond(head, body)?;
         }
         poll_fn(|cx| {
@@ -31,8 +31,8 @@ impl Client {
                 Some(Alarm::Stopped) => return Poll::Ready(Err(Failure::Stopping)),
                 None => {}
             }
-            while sent < self.out.len() {
-                match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[sent..])) {
+            while sent < self.room.out.len() {
+                match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.room.out[sent..])) {
                     Ok(0) | Err(_) => return Poll::Ready(Err(Failure::ClientAborted)),
                     Ok(written) => sent += written,
                 }
@@ -43,7 +43,7 @@ impl Client {
         if let Some(stream) = self.stream.as_h2() {
             stream.finish(b"");
         }
-        self.out.clear();
+        self.room.out.clear();
         Ok(sent as u64)
     }
 
@@ -51,8 +51,8 @@ impl Client {
     pub async fn send_error(&mut self, status: u16, method: Method) -> Result<u64, Failure> {
         let site = std::rc::Rc::clone(&self.site);
         let page = site.config().error_pages.iter().find(|page| page.status == status);
-        self.out.clear();
-        write_error_response(&mut self.out, status, page.map(|page| page.raw.as_slice()), method == Method::Head);
+        self.room.out.clear();
+        write_error_response(&mut self.room.out, status, page.map(|page| page.raw.as_slice()), method == Method::Head);
         self.send_out().await
     }
 
@@ -65,9 +65,9 @@ impl Client {
     ) -> Result<u64, Failure> {
         let mut location = Vec::new();
         let tls = self.site.tls.is_some();
-        redirect_location(redirect, tls, &self.head, head, &mut location).map_err(Failure::Refused)?;
-        self.out.clear();
-        write_redirect(&mut self.out, redirect.code, &location, persistence, &self.edits.response);
+        redirect_location(redirect, tls, &self.room.head, head, &mut location).map_err(Failure::Refused)?;
+        self.room.out.clear();
+        write_redirect(&mut self.room.out, redirect.code, &location, persistence, &self.edits.response);
         self.send_out().await
     }
 }

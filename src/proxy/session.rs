@@ -8,6 +8,7 @@ use std::task::{Poll, ready};
 use tokio::net::TcpStream;
 
 use super::Failure;
+use super::buffers::Room;
 use super::connection::Client;
 use super::flow::Flow;
 use super::io::poll_read_with;
@@ -81,8 +82,7 @@ async fn destination(client: &mut Client) -> Result<Option<Rc<Backend>>, [u8; 2]
 /// Moves bytes both ways until the end, which is accounted for.
 pub async fn through(client: &mut Client, backend: &Rc<Backend>, connection: Connection, tally: &mut Tally) {
     // A tunnel may last: it keeps nothing of the request it began with.
-    (client.head, client.out) = (Vec::new(), Vec::new());
-    (client.fields, client.response_fields) = (Vec::new(), Vec::new());
+    client.room = Room::default();
     let up = Flow::new(std::mem::take(&mut client.input), false);
     let down = Flow::new(connection.input, false);
     let tunnel = Tunnel::new(up, down, tally.is_upgraded(), patience(client, backend));

@@ -46,8 +46,8 @@ pub struct Tally {
 impl Tally {
     /// The account of a request whose head is `head`, or of a connection that never sent one.
     pub fn new(client: &Client, head: Option<&RequestHead>) -> Self {
-        let request_line = head.map(|head| head.line.of(&client.head).to_vec()).unwrap_or_default();
-        let head_in = if head.is_some() { client.head.len() as u64 } else { client.input.len() as u64 };
+        let request_line = head.map(|head| head.line.of(&client.room.head).to_vec()).unwrap_or_default();
+        let head_in = if head.is_some() { client.room.head.len() as u64 } else { client.input.len() as u64 };
         if head.is_some() || !client.input.is_empty() {
             client.site.slot.add(Counter::Requests, 1);
         }

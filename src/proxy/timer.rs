@@ -20,6 +20,11 @@ pub fn now() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// What is later than in 584 years never comes.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// All deadlines of a thread.
 #[derive(Default)]
 pub struct Timers {
@@ -28,8 +33,8 @@ pub struct Timers {
 }
 
 struct Entry {
-    /// On the clock of [`now`].
-    deadline: Cell<Duration>,
+    /// Nanoseconds on the clock of [`now`]: half the room of a `Duration`, on every connection there is.
+    deadline: Cell<u64>,
     expired: Cell<bool>,
     stopped: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -45,7 +50,7 @@ impl Timers {
     #[must_use]
     pub fn register(&self, within: Duration) -> Timer {
         let entry = Rc::new(Entry {
-            deadline: Cell::new(now().saturating_add(within)),
+            deadline: Cell::new(nanos(now().saturating_add(within))),
             expired: Cell::new(false),
             stopped: Cell::new(self.stopping.get()),
             waker: RefCell::new(None),
@@ -56,6 +61,7 @@ impl Timers {
 
     /// Wakes every connection whose deadline has passed and forgets those that are gone.
     pub fn sweep(&self, now: Duration) {
+        let now = nanos(now);
         self.entries.borrow_mut().retain(|weak| {
             let Some(entry) = weak.upgrade() else { return false };
             if entry.deadline.get() <= now && !entry.expired.replace(true) {
@@ -108,13 +114,13 @@ pub enum Alarm {
 impl Timer {
     /// Moves the deadline.
     pub fn set(&self, within: Duration) {
-        self.entry.deadline.set(now().saturating_add(within));
+        self.entry.deadline.set(nanos(now().saturating_add(within)));
         self.entry.expired.set(false);
     }
 
     /// What is left of the time.
     pub fn left(&self) -> Duration {
-        self.entry.deadline.get().saturating_sub(now())
+        Duration::from_nanos(self.entry.deadline.get()).saturating_sub(now())
     }
 
     /// Asks whether the task has to give up; the task is woken when that changes.
