@@ -202,11 +202,18 @@ pub async fn resume(thread: Rc<Thread>, site: Rc<Site>, socket: TcpStream, past:
         client.input = past.unread;
         client.requests = past.requests;
         client.left = Some(past.left);
+        look_around().await;
         match client.talk().await {
             Talk::Http1 => run(client).await,
             talk => converse(client, talk).await,
         }
     }
+}
+
+/// Lets the event loop say what has come on sockets that it has just met: a worker that is to give them up at once,
+/// because of one reload after the other, serves that first.
+async fn look_around() {
+    tokio::task::yield_now().await;
 }
 
 /// Goes on with a plain tunnel that an older worker has begun.
@@ -224,6 +231,7 @@ pub async fn resume_tunnel(
     let begun = Instant::now().checked_sub(past.account.lasted);
     client.began = (past.account.accepted, begun.unwrap_or(client.began.1));
     client.left = Some(past.left);
+    look_around().await;
     session::resume(&mut client, (&backend, place), server, past).await;
 }
 

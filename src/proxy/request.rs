@@ -281,7 +281,7 @@ async fn forward(
                 let Some(other) = other else { return Err(failure) };
                 tally.retry(backend, server, other != server);
                 server = other;
-                client.out = request.into_buffer();
+                client.room.out = request.into_buffer();
             }
             Ok(Done { next: Next::Gone, .. }) => {
                 drop(request);

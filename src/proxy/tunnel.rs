@@ -78,14 +78,6 @@ impl Tunnel {
         if let Some(alarm) = client.timer.poll(cx) {
             return Poll::Ready(Ended::Idle(self.overdue(alarm)));
         }
-        // What was read before the tunnel began may be more than that, and is written first.
-        if self.broken.is_none()
-            && server.plain().is_some()
-            && client.may_leave()
-            && self.up.held() + self.down.held() <= MOST_HELD
-        {
-            return Poll::Ready(Ended::Leaving);
-        }
         let before = self.moved();
         if let Poll::Ready(Err(broken)) = self.up.poll(cx, &mut client.stream, server) {
             match broken {
@@ -106,6 +98,12 @@ impl Tunnel {
         if self.moved() != before {
             self.settled |= self.up.bytes > 0 && self.down.bytes > 0;
             client.timer.set(self.limit());
+        }
+        // Only now: a tunnel that goes from worker to worker moves something in each. What was read before it began
+        // may be more than fits into a message, and is written first.
+        let light = self.up.held() + self.down.held() <= MOST_HELD;
+        if light && self.broken.is_none() && server.plain().is_some() && client.may_leave() {
+            return Poll::Ready(Ended::Leaving);
         }
         Poll::Pending
     }
