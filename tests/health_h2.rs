@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http::{Request, Response};
-use support::Site;
 use support::authority::{Authority, recording, settings};
 use support::client::get;
 use support::h2::{self as http2, H2Origin};
 use support::origin::Origin;
+use support::{Port, Site};
 
 /// What a server answers its checks; 0 takes the request back.
 type Says = Arc<AtomicU16>;
@@ -84,6 +84,64 @@ fn a_server_of_http_2_is_asked_in_http_2_how_it_is() {
             assert!(asked.load(Ordering::SeqCst) > 4, "{protocol}");
         }
     });
+}
+
+/// What becomes of a server that answers its gRPC check so: with these bytes, and this status behind them.
+async fn checked_by_grpc(message: &'static [u8], code: &'static str, service: &str) -> String {
+    let origin = H2Origin::new(move |request, mut respond| async move {
+        let path = request.uri().path().to_owned();
+        let asked = http2::read(&mut request.into_body()).await.unwrap();
+        let (message, code) = match (path.as_str(), &asked[..]) {
+            ("/grpc.health.v1.Health/Check", [0, 0, 0, 0, 3, 0x0A, 1, b'S'] | [0, 0, 0, 0, 0]) => (message, code),
+            _ => (&b""[..], "3"),
+        };
+        let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        let mut stream = respond.send_response(response, false).unwrap();
+        http2::write(&mut stream, message, false).await.unwrap();
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", code.parse().unwrap());
+        stream.send_trailers(trailers).unwrap();
+    })
+    .await;
+    let check = format!("type = \"grpc\"\n{service}\ninterval = \"50ms\"\nfall = 1\nrise = 1");
+    let page = Port::new();
+    let site = Site::new(&format!(
+        "[frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n[backend.pool]\nprotocol = \"h2c\"\n\
+         servers = [\"{}\"]\n[backend.pool.check]\n{check}\n[stats]\nbind = \"{}\"\nuri = \"/s\"\n",
+        origin.address, page.address
+    ));
+    let _daemon = site.start();
+    let told = move || {
+        let mut told = String::new();
+        support::until("a check's result", || {
+            let rows: Vec<serde_json::Value> = serde_json::from_slice(&get(page.address, "/s;json").body).unwrap();
+            let row = rows.iter().find(|row| row["svname"] == "s1").unwrap();
+            told = row["check_status"].as_str().unwrap_or_default().to_owned();
+            told.starts_with("L7")
+        });
+        told
+    };
+    tokio::task::spawn_blocking(told).await.unwrap()
+}
+
+#[test]
+fn a_service_is_asked_by_grpc_how_it_is() {
+    http2::run(async {
+        let serving = &[0, 0, 0, 0, 2, 8, 1][..];
+        for (message, code, service, expected) in [
+            (serving, "0", "service = \"S\"", "L7OK"),
+            (serving, "0", "", "L7OK"),
+            (serving, "0", "service = \"T\"", "L7STS"),
+            (&[0, 0, 0, 0, 2, 8, 2], "0", "", "L7STS"),
+            (b"", "5", "", "L7STS"),
+            (b"what", "0", "", "L7RSP"),
+        ] {
+            assert_eq!(checked_by_grpc(message, code, service).await, expected, "{message:?} {code} {service}");
+        }
+    });
+    let site = Site::proxying(&["127.0.0.1:9".parse().unwrap()], "check = { type = \"grpc\" }");
+    let check = site.proxy(&["check"]);
+    assert!(support::text(&check.stderr).contains("gRPC is spoken over HTTP/2"), "{check:?}");
 }
 
 #[test]

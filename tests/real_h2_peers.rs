@@ -54,7 +54,9 @@ fn grpc_works_and_no_call_fails_over_reloads() {
         let mut command = Command::new(&python);
         command.arg(peer("rpc.py")).arg("server").args(tls.then(|| file("server.pem")));
         let (_server, address) = Peer::server(&mut command);
-        let site = site(address, &frontend, &backend);
+        // A server that is not well gets no call.
+        let check = "[backend.pool.check]\ntype = \"grpc\"\nservice = \"test\"\ninterval = \"100ms\"\nfall = 1\n";
+        let site = site(address, &frontend, &format!("{backend}\n{check}"));
         let _daemon = site.start();
         for (at, authority) in [(site.address(), None), (secure.address, Some(file("ca.pem")))] {
             let mut client = Command::new(&python);

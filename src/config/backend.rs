@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{Check, check as checks};
+use super::check::{Check, Question, check as checks};
 use super::defaults::{Half, Settings};
 use super::section::{Section, Text};
 use super::server_tls::{TlsFiles, tls_client};
@@ -178,6 +178,15 @@ pub(super) fn backend(
     let its_check = section.table("check").map(|section| checks(section, settings.check));
     let protocol = protocol(&mut section);
     let send_proxy = section.choice("send-proxy", &[("v1", SendProxy::V1), ("v2", SendProxy::V2)]);
+    let grpc = its_check.as_ref().is_some_and(|check| matches!(check.question, Question::Grpc(_)));
+    if protocol == Protocol::H1 && grpc {
+        let fix = "write protocol = \"h2c\", or \"h2\" with tls = { … }";
+        section.report.error(
+            section.place("check"),
+            "gRPC is spoken over HTTP/2, which these servers do not speak",
+            fix,
+        );
+    }
     let servers = servers(&mut section, its_check.is_some(), send_proxy);
     let tls = section.table("tls").map(|tls| tls_client(tls, files, &servers));
     if protocol != Protocol::H1 && servers.iter().any(|server| server.send_proxy.is_some()) {

@@ -12,8 +12,8 @@ use super::{Backend, Server};
 /// `[backend.NAME.check]`: how servers are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// What is asked once connected; `None` when a connection is enough.
-    pub http: Option<HttpCheck>,
+    /// What is asked once connected.
+    pub question: Question,
     /// Port instead of the server's.
     pub port: Option<u16>,
     /// Time between two checks of a server.
@@ -34,6 +34,17 @@ impl Check {
     pub fn full(&self) -> u16 {
         self.rise + self.fall - 1
     }
+}
+
+/// What a check asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// Nothing: a connection is enough.
+    Nothing,
+    /// A request.
+    Http(HttpCheck),
+    /// The health of a service, by gRPC's own protocol for it (grpc.health.v1); that of the whole server by an empty name.
+    Grpc(String),
 }
 
 /// An HTTP check.
@@ -94,18 +105,24 @@ pub(super) const LONGEST_BODY: usize = 4096;
 
 /// `timeout` is that of `timeout.check`; without one a check has as long as there is until the next.
 pub(super) fn check(mut section: Section<'_>, timeout: Option<Duration>) -> Check {
-    let http = section.choice("type", &[("tcp", false), ("http", true)]).unwrap_or(false);
-    let http = if http {
-        Some(http_check(&mut section))
-    } else {
+    let kind = section.choice("type", &[("tcp", "tcp"), ("http", "http"), ("grpc", "grpc")]).unwrap_or("tcp");
+    if kind != "http" {
         let because = "means something only where a request is made";
         section.refuse(&["path", "host", "method", "expect"], because, "add type = \"http\"");
-        None
+    }
+    if kind != "grpc" {
+        let because = "means something only where a service is asked for";
+        section.refuse(&["service"], because, "add type = \"grpc\"");
+    }
+    let question = match kind {
+        "http" => Question::Http(http_check(&mut section)),
+        "grpc" => Question::Grpc(service(&mut section)),
+        _ => Question::Nothing,
     };
     let interval = section.duration("interval").unwrap_or(INTERVAL);
     let count = |count: Option<u32>, usual| count.and_then(|count| u16::try_from(count).ok()).unwrap_or(usual);
     let check = Check {
-        http,
+        question,
         port: section.integer("port", 1..=65_535).and_then(|port| u16::try_from(port).ok()),
         interval,
         fast: section.duration("fast").unwrap_or(interval),
@@ -115,6 +132,19 @@ pub(super) fn check(mut section: Section<'_>, timeout: Option<Duration>) -> Chec
     };
     section.finish();
     check
+}
+
+/// The name of a gRPC service, short enough for the one byte that its length has in a message.
+fn service(section: &mut Section<'_>) -> String {
+    let name = section.text("service").filter(|name| {
+        let fine = name.text.len() < 128 && name.text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !fine {
+            let message = format!("`{}` is no name of a service", name.text);
+            section.report.error(name.span.clone(), message, "write \"package.v1.Service\"");
+        }
+        fine
+    });
+    name.map(|name| name.text).unwrap_or_default()
 }
 
 fn http_check(section: &mut Section<'_>) -> HttpCheck {

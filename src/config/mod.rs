@@ -34,7 +34,7 @@ pub use authorities::{lists_end, read_client_auth};
 pub use backend::{Backend, Balance, Protocol, SendProxy, Server};
 pub use bundle::*;
 pub use certificates::{Facts, facts, read_certificates};
-pub use check::{Check, CheckMethod, HttpCheck};
+pub use check::{Check, CheckMethod, HttpCheck, Question};
 pub use ciphers::openssl_cipher;
 pub use expiry::Expiry;
 pub use expression::{Converter, Fetch, Piece, Template};

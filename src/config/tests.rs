@@ -310,14 +310,14 @@ fn checks_are_what_haproxy_would_do_where_nothing_is_said() {
     let plain = check("check = {}").unwrap();
     let seconds = Duration::from_secs;
     assert_eq!((plain.interval, plain.fast, plain.timeout), (seconds(2), seconds(2), seconds(2)));
-    assert_eq!((plain.fall, plain.rise, plain.full(), plain.http), (3, 2, 4, None));
+    assert_eq!((plain.fall, plain.rise, plain.full(), plain.question), (3, 2, 4, Question::Nothing));
     let http =
         check("check = { type = \"http\", interval = \"3s\", fast = \"500ms\" }\ntimeout.check = \"1s\"").unwrap();
     assert_eq!((http.fast, http.timeout), (Duration::from_millis(500), seconds(1)));
-    let request = http.http.unwrap();
+    let Question::Http(request) = http.question else { panic!("{http:?}") };
     assert_eq!((request.path.as_str(), &request.statuses[..]), ("/", &[(200, 399)][..]));
     let wanted = "check = { type = \"http\", expect = { status = [\"200-299, 404\", 503], body = \"ok\" } }";
-    let request = check(wanted).unwrap().http.unwrap();
+    let Some(Check { question: Question::Http(request), .. }) = check(wanted) else { panic!("no check over HTTP") };
     assert_eq!((&request.statuses[..], request.body), (&[(200, 299), (404, 404), (503, 503)][..], Some("ok".into())));
 }
 

@@ -92,7 +92,7 @@ impl Checks {
 
 async fn run(server: usize, way: Way, check: Check) -> (usize, Instant, Finding) {
     let began = Instant::now();
-    let finding = probe::probe(&way, check.http.as_ref(), check.timeout).await;
+    let finding = probe::probe(&way, &check.question, check.timeout).await;
     (server, began, finding)
 }
 

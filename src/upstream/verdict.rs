@@ -117,6 +117,35 @@ pub(super) fn asked(method: CheckMethod) -> Method {
     if method == CheckMethod::Head { Method::Head } else { Method::Get }
 }
 
+/// The message that asks for the health of a service, in its frame (gRPC over HTTP/2; grpc.health.v1.HealthCheckRequest).
+#[must_use]
+pub fn health_request(service: &str) -> Vec<u8> {
+    let length = u8::try_from(service.len()).unwrap_or(u8::MAX);
+    let message = if service.is_empty() { Vec::new() } else { [&[0x0A, length][..], service.as_bytes()].concat() };
+    let size = u32::try_from(message.len()).unwrap_or(u32::MAX);
+    [&[0][..], &size.to_be_bytes(), &message].concat()
+}
+
+/// What the answer to it says: status, `grpc-status`, body.
+#[must_use]
+pub fn judge_health(status: u16, code: Option<&str>, body: &[u8]) -> Finding {
+    let says = |finding, info: &str| Finding { status: finding, code: status, info: Some(info.to_owned()) };
+    match (status, code) {
+        (200, Some("0")) => {}
+        (200, Some(code)) => return says(CheckStatus::L7WrongStatus, &format!("gRPC status {code}")),
+        (200, None) => return says(CheckStatus::L7Invalid, "the answer has no gRPC status"),
+        _ => return Finding { status: CheckStatus::L7WrongStatus, code: status, info: None },
+    }
+    // One message that is not compressed; a status that is 0 is left out.
+    match body {
+        [0, _, _, _, _, 0x08, 1] => says(CheckStatus::L7Ok, "SERVING"),
+        [0, _, _, _, _, 0x08, 2] => says(CheckStatus::L7WrongStatus, "NOT_SERVING"),
+        [0, _, _, _, _, 0x08, 3] => says(CheckStatus::L7WrongStatus, "SERVICE_UNKNOWN"),
+        [0, 0, 0, 0, 0] => says(CheckStatus::L7WrongStatus, "UNKNOWN"),
+        _ => says(CheckStatus::L7Invalid, "the answer tells of no health"),
+    }
+}
+
 /// The first head that is not interim, and where it begins.
 fn final_head(answer: &[u8], method: CheckMethod) -> Result<Option<(ResponseHead, usize)>, String> {
     let asked = asked(method);
@@ -161,10 +190,11 @@ fn body(bytes: &[u8], framing: Body) -> Result<(Vec<u8>, bool), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Question;
 
     fn rules(fall: u16, rise: u16) -> Check {
         Check {
-            http: None,
+            question: Question::Nothing,
             port: None,
             interval: Duration::from_secs(2),
             fast: Duration::from_millis(100),
@@ -246,6 +276,26 @@ mod tests {
             host: None,
             statuses: vec![(200, 299), (404, 404)],
             body: body.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_service_is_asked_for_and_its_health_understood() {
+        use CheckStatus::{L7Invalid, L7Ok, L7WrongStatus};
+        assert_eq!(health_request(""), [0; 5]);
+        assert_eq!(health_request("a.B"), [0, 0, 0, 0, 5, 0x0A, 3, b'a', b'.', b'B']);
+        let serving = [0, 0, 0, 0, 2, 8, 1];
+        for (status, code, body, expected) in [
+            (200, Some("0"), &serving[..], L7Ok),
+            (200, Some("0"), &[0, 0, 0, 0, 2, 8, 2], L7WrongStatus),
+            (200, Some("0"), &[0; 5], L7WrongStatus),
+            (200, Some("0"), &[1, 0, 0, 0, 2, 8, 1], L7Invalid),
+            (200, Some("0"), b"", L7Invalid),
+            (200, Some("5"), b"", L7WrongStatus),
+            (200, None, &serving, L7Invalid),
+            (503, Some("0"), &serving, L7WrongStatus),
+        ] {
+            assert_eq!(judge_health(status, code, body).status, expected, "{status} {code:?} {body:?}");
         }
     }
 

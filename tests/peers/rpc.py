@@ -62,6 +62,13 @@ def converse(requests, context):
         yield request
 
 
+def health(request, context):
+    # HealthCheckRequest for "test" or for all, HealthCheckResponse with SERVING.
+    if request not in (b"", b"\x0a\x04test"):
+        context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+    return b"\x08\x01"
+
+
 CALLS = {
     "unary_unary": [echo, fail, hang, was_cancelled],
     "unary_stream": [count, count_and_fail],
@@ -78,6 +85,8 @@ def server(pem=None):
     }
     running = grpc.server(futures.ThreadPoolExecutor(32), options=LIMITS)
     running.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Calls", handlers),))
+    check = {"Check": grpc.unary_unary_rpc_method_handler(health)}
+    running.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", check),))
     if pem is None:
         port = running.add_insecure_port("127.0.0.1:0")
     else:
