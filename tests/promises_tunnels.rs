@@ -80,15 +80,21 @@ struct Passed {
 
 type Running = JoinHandle<Passed>;
 
+/// Pieces of a flood that may be on their way. Without a bound they fill every receive buffer there is, and some kernels
+/// then drop what they had room for and send it again ever more slowly, in both directions at once.
+const UNDER_WAY: usize = 8;
+
 /// Sends for as long as it may, as fast as it goes, and reads what comes back.
 fn flooding(stream: TcpStream, stop: &Arc<AtomicBool>) -> Running {
     let (mut writer, mut reader, stop) = (stream.try_clone().unwrap(), stream, Arc::clone(stop));
+    let (leaves, arrives) = mpsc::sync_channel::<u64>(UNDER_WAY);
     let writing = std::thread::spawn(move || {
         let (mut sent, block) = (Context::new(&SHA256), download(1 << 20));
         let mut count = 0_u64;
         while !stop.load(Ordering::SeqCst) {
             // No two blocks are alike.
             let piece = [&count.to_le_bytes()[..], &block[..100_000 + (count as usize * 7919) % 900_000]].concat();
+            leaves.send(piece.len() as u64).unwrap();
             writer.write_all(&piece).unwrap();
             sent.update(&piece);
             count += 1;
@@ -98,9 +104,14 @@ fn flooding(stream: TcpStream, stop: &Arc<AtomicBool>) -> Running {
     });
     std::thread::spawn(move || {
         let (mut received, mut bytes, mut buffer) = (Context::new(&SHA256), 0, vec![0; 65_536]);
+        let mut whole = 0;
         while let read @ 1.. = reader.read(&mut buffer).unwrap() {
             received.update(&buffer[..read]);
             bytes += read as u64;
+            while whole < bytes {
+                // A piece was announced before the first byte of it left.
+                whole += arrives.recv().unwrap();
+            }
         }
         Passed { sent: writing.join().unwrap(), received: received.finish(), bytes }
     })
