@@ -241,6 +241,36 @@ fn what_a_server_may_have_touched_is_not_asked_again() {
 }
 
 #[test]
+fn a_request_that_a_server_resets_is_asked_again_only_where_that_is_wanted_and_as_often() {
+    http2::run(async {
+        for (settings, attempts) in [("", 1), ("retries = 2\nretry-on = \"empty-response\"", 3)] {
+            for reason in [Reason::INTERNAL_ERROR, Reason::CANCEL, Reason::NO_ERROR] {
+                let asked = Arc::new(AtomicUsize::new(0));
+                let count = Arc::clone(&asked);
+                let origin = H2Origin::new(move |request, mut respond| {
+                    let good = request.uri().path() == "/good";
+                    // Whoever is asked without end says so by this answer.
+                    let good = good || count.fetch_add(1, Ordering::SeqCst) > 20;
+                    async move { if good { echo(request, respond).await } else { respond.send_reset(reason) } }
+                })
+                .await;
+                let site = site(&origin, settings);
+                let _daemon = site.start();
+                let (client, _) = H2Client::connect(site.address()).await;
+                // The connection has proven itself.
+                assert_eq!(client.get("/good").await.status, 200);
+                assert_eq!(
+                    (client.get("/bad").await.status, asked.load(Ordering::SeqCst)),
+                    (502, attempts),
+                    "{reason}"
+                );
+                assert_eq!((client.get("/good").await.status, origin.accepted()), (200, 1), "the connection goes on");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_request_taken_back_by_its_client_is_taken_back_from_the_server() {
     http2::run(async {
         let (told, mut tell) = tokio::sync::mpsc::unbounded_channel();

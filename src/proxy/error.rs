@@ -39,6 +39,9 @@ pub enum Failure {
     /// The server closed or broke before a whole response head.
     #[error("server closed before its response")]
     ServerClosed,
+    /// The server ended the request's stream before a whole response head; its connection goes on.
+    #[error("server reset the request's stream")]
+    ServerReset,
     /// The server says that it has not touched the request, again and again.
     #[error("server refused the request's stream")]
     NotProcessed,
@@ -95,7 +98,9 @@ impl Failure {
             Self::NoServer => (503, *b"SC", Side::Proxy),
             Self::ConnectFailed => (503, *b"SC", Side::Server),
             Self::ConnectTimedOut => (503, *b"sC", Side::Server),
-            Self::ServerClosed | Self::NotProcessed | Self::AskedAgain => (502, *b"SH", Side::Server),
+            Self::ServerClosed | Self::ServerReset | Self::NotProcessed | Self::AskedAgain => {
+                (502, *b"SH", Side::Server)
+            }
             Self::BadResponse(_) => (502, *b"PH", Side::Server),
             Self::ServerTimedOut => (504, *b"sH", Side::Server),
             Self::ResponseTruncated | Self::BrokenResponse(_) => (0, *b"SD", Side::Server),

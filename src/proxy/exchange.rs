@@ -97,6 +97,7 @@ impl Exchange<'_> {
         if let Some(call) = stream.as_call() {
             return call.poll_head(cx, asked, &RESPONSE_LIMITS, (input, fields)).map_err(|error| match error {
                 CallError::NotProcessed => Failure::NotProcessed,
+                CallError::Reset => Failure::ServerReset,
                 CallError::Broken => Failure::ServerClosed,
                 CallError::Refused(refusal) => Failure::BadResponse(refusal),
             });

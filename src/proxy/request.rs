@@ -248,7 +248,8 @@ async fn forward(
     let mut untouched = 0;
     loop {
         let mut connection = obtain(client, backend, &mut server, (fresh_only, !repeatable), tally).await?;
-        let reused = connection.reused;
+        // One that is shared may have been used even where a new one was wanted.
+        let reused = connection.reused && !(fresh_only && connection.stream.as_call().is_some());
         let tls = backend.servers[server].way.tls.is_some();
         let mut request = match build_request(client, head, (mode, tls), &mut connection) {
             Err(Failure::NotProcessed) if untouched < MOST_UNTOUCHED => {
@@ -316,6 +317,7 @@ fn asks_again(backend: &Backend, failure: &Failure, connection: &Connection) -> 
     let on = &backend.config().retry_on;
     match failure {
         Failure::AskedAgain => true,
+        Failure::ServerReset => on.empty,
         Failure::ServerClosed if connection.input.is_empty() => on.empty,
         Failure::ServerClosed | Failure::BadResponse(_) => on.junk,
         Failure::ServerTimedOut => on.timeout,

@@ -195,7 +195,9 @@ pub struct Call {
 pub enum CallError {
     /// The server says that it has not touched the request (RFC 9113 section 8.7).
     NotProcessed,
-    /// It broke off.
+    /// It has ended this one request, whatever it has done of it; or what it says is none of HTTP/2.
+    Reset,
+    /// The connection broke.
     Broken,
     /// It says what we would not pass on.
     Refused(Refusal),
@@ -205,7 +207,11 @@ impl CallError {
     fn of(error: &h2::Error) -> Self {
         let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         let left = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
-        if error.is_remote() && (refused || left) { Self::NotProcessed } else { Self::Broken }
+        match error.is_remote() && (refused || left) {
+            true => Self::NotProcessed,
+            false if error.is_reset() => Self::Reset,
+            false => Self::Broken,
+        }
     }
 }
 
@@ -269,7 +275,7 @@ impl Call {
             Ok(parts) => parts,
             Err(error) => {
                 let error = CallError::of(&error);
-                if matches!(error, CallError::NotProcessed) {
+                if !matches!(error, CallError::Reset) {
                     self.retire();
                 }
                 return Poll::Ready(Err(error));
