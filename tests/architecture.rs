@@ -126,3 +126,13 @@ fn no_module_is_named_after_nothing() {
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }
+
+/// `socket/stream.rs` relies on it.
+#[test]
+fn every_event_loop_runs_on_the_thread_of_its_tasks() {
+    for (name, text) in sources() {
+        for other in ["new_multi_thread", "tokio::main", "Runtime::new("] {
+            assert!(!text.contains(other), "{name}: {other}");
+        }
+    }
+}

@@ -57,6 +57,8 @@ impl Socket {
 
     /// Less than was asked for means that there is no more: the event loop will say when there is, and the call that
     /// would be refused is spared (epoll(7), "Do I need to continuously read/write a file descriptor until EAGAIN").
+    /// Right only where the event loop runs on this very thread, as all of ours do: what it heard between the call and
+    /// this would be forgotten.
     fn exhaust(&self, interest: Interest) {
         let _ = self.0.try_io(interest, || Err::<(), _>(ErrorKind::WouldBlock.into()));
     }
