@@ -132,11 +132,28 @@ fn a_background_daemon_that_cannot_serve_says_why_to_who_started_it() {
 fn only_a_file_that_is_wrong_in_itself_is_not_worth_another_start() {
     let servers = [Origin::echo().address];
     let site = Site::proxying(&servers, "");
+    fs::write(site.path("hash"), "still being written").unwrap();
     let absent = "[defaults.error-pages]\n503 = \"{dir}/absent.http\"";
-    for (extra, expected) in [("[defaults]\nretriez = 3", 6), (absent, 1)] {
+    let mut cases = vec![
+        ("[defaults]\nretriez = 3", 6),
+        (absent, 1),
+        ("[global]\npid-file = \"${NOBODY_SETS_THIS}\"", 1),
+        ("[global]\npid-file = \"${NOBODY_SETS_THIS\"", 6),
+        ("[users.ops]\nada = { file = \"{dir}/hash\" }", 1),
+        ("[users.ops]\nada = \"no hash\"", 6),
+    ];
+    if geteuid().is_root() {
+        // Who knows the accounts may come up later than we do.
+        cases.extend([
+            ("[global]\nuser = \"no-such-user\"", 1),
+            ("[global]\ngroup = \"no-such-group\"", 1),
+            ("[global]\nchroot = \"{dir}/nowhere\"", 1),
+        ]);
+    }
+    for (extra, expected) in cases {
         site.configure(&Site::text(&servers, extra));
         let output = site.proxy(&["run"]);
-        assert_eq!(code(&output), expected, "{}", text(&output.stderr));
+        assert_eq!(code(&output), expected, "{extra}: {}", text(&output.stderr));
     }
 }
 

@@ -87,7 +87,8 @@ pub(super) fn checked(
     if !rights::may_become_anybody() && !allowed(&value.text) {
         section.report.warning(value.span, format!("`{key}` has no effect"), "only root can do that");
     } else if !exists(&value.text) {
-        section.report.error(value.span, format!("there is no {key} `{}`", value.text), "create it or name another");
+        // Accounts may come from a service that is not up yet.
+        section.report.outside(value.span, format!("there is no {key} `{}`", value.text), "create it or name another");
     }
     Some(value.text)
 }

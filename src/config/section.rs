@@ -225,24 +225,36 @@ pub(super) fn as_text(value: Value<'_>, report: &Report<'_>, wanted: &str) -> Op
     };
     match expand(raw, |name| std::env::var(name).ok()) {
         Ok(text) => Some(Text { text, span: value.span() }),
-        Err(problem) => {
-            report.error(value.span(), problem, "set it, or write ${NAME:-default}");
+        Err(Unfilled::Open) => {
+            report.error(value.span(), "`${` without `}`", "write ${NAME}, or ${NAME:-default}");
+            None
+        }
+        Err(Unfilled::Unset(name)) => {
+            let problem = format!("environment variable `{name}` is not set");
+            report.outside(value.span(), problem, "set it, or write ${NAME:-default}");
             None
         }
     }
 }
 
-fn expand(raw: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+/// Why a string cannot be filled.
+#[derive(Debug, PartialEq, Eq)]
+enum Unfilled {
+    Open,
+    Unset(String),
+}
+
+fn expand(raw: &str, lookup: impl Fn(&str) -> Option<String>) -> Result<String, Unfilled> {
     let mut text = String::with_capacity(raw.len());
     let mut rest = raw;
     while let Some((before, after)) = rest.split_once("${") {
         text.push_str(before);
-        let (inside, behind) = after.split_once('}').ok_or("`${` without `}`")?;
+        let (inside, behind) = after.split_once('}').ok_or(Unfilled::Open)?;
         let (name, default) = inside.split_once(":-").map_or((inside, None), |(name, default)| (name, Some(default)));
         match (lookup(name), default) {
             (Some(value), _) => text.push_str(&value),
             (None, Some(default)) => text.push_str(default),
-            (None, None) => return Err(format!("environment variable `{name}` is not set")),
+            (None, None) => return Err(Unfilled::Unset(name.to_owned())),
         }
         rest = behind;
     }
@@ -271,7 +283,7 @@ mod tests {
         let lookup = |name: &str| (name == "PORT").then(|| String::from("8080"));
         assert_eq!(expand("*:${PORT}", lookup), Ok(String::from("*:8080")));
         assert_eq!(expand("${HOST:-[::]}:${PORT}", lookup), Ok(String::from("[::]:8080")));
-        assert!(expand("${HOST}", lookup).is_err());
-        assert!(expand("${PORT", lookup).is_err());
+        assert_eq!(expand("${HOST}", lookup), Err(Unfilled::Unset(String::from("HOST"))));
+        assert_eq!(expand("${PORT", lookup), Err(Unfilled::Open));
     }
 }

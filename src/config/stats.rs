@@ -10,6 +10,9 @@ use super::report::suggestion;
 use super::section::{Section, Text, as_section, as_text};
 use super::{Metrics, Secret, Stats, User};
 
+/// What helps where there is no hash.
+const MAKE_ONE: &str = "make one: mkpasswd -m sha-512";
+
 /// User lists by name.
 pub(super) fn users(root: &mut Section<'_>) -> BTreeMap<String, Vec<User>> {
     let mut lists = BTreeMap::new();
@@ -20,7 +23,7 @@ pub(super) fn users(root: &mut Section<'_>) -> BTreeMap<String, Vec<User>> {
                 DeValue::Table(_) => {
                     as_section(value, format!("user {}", user.text), section.report).and_then(table_secret)
                 }
-                _ => as_text(value, section.report, "a password hash").and_then(|hash| crypt(hash, &section)),
+                _ => as_text(value, section.report, "a password hash").and_then(|hash| written(hash, &section)),
             };
             users.extend(secret.map(|secret| User { name: user.text, secret }));
         }
@@ -40,7 +43,14 @@ fn table_secret(mut section: Section<'_>) -> Option<Secret> {
         Some(Secret::Clear(clear.text))
     } else if let Some(file) = section.text("file") {
         match std::fs::read_to_string(section.report.resolve(&file.text)) {
-            Ok(hash) => crypt(Text { text: hash.trim().to_owned(), span: file.span }, &section),
+            Ok(hash) => {
+                let secret = crypt(hash.trim());
+                if secret.is_none() {
+                    let problem = format!("`{}` holds no password hash we know", file.text);
+                    section.report.outside(file.span, problem, MAKE_ONE);
+                }
+                secret
+            }
             Err(error) => {
                 section.report.outside(file.span, format!("cannot read `{}`", file.text), error.to_string());
                 None
@@ -54,12 +64,17 @@ fn table_secret(mut section: Section<'_>) -> Option<Secret> {
     secret
 }
 
-fn crypt(hash: Text, section: &Section<'_>) -> Option<Secret> {
-    if hash.text.starts_with("$5$") || hash.text.starts_with("$6$") {
-        return Some(Secret::Crypt(hash.text));
+/// A hash that stands in the configuration itself.
+fn written(hash: Text, section: &Section<'_>) -> Option<Secret> {
+    let secret = crypt(&hash.text);
+    if secret.is_none() {
+        section.report.error(hash.span, "this is not a password hash we know", MAKE_ONE);
     }
-    section.report.error(hash.span, "this is not a password hash we know", "make one: mkpasswd -m sha-512");
-    None
+    secret
+}
+
+fn crypt(hash: &str) -> Option<Secret> {
+    (hash.starts_with("$5$") || hash.starts_with("$6$")).then(|| Secret::Crypt(hash.to_owned()))
 }
 
 pub(super) fn stats(section: Option<Section<'_>>, lists: &BTreeMap<String, Vec<User>>) -> Option<Stats> {
