@@ -14,6 +14,7 @@ use rcgen::{CertificateParams, KeyPair};
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, SupportedProtocolVersion};
 
+use support::authority::Authority;
 use support::client::{get, read_message};
 use support::origin::Origin;
 use support::tls::{Pair, TlsClient};
@@ -154,6 +155,30 @@ fn files_that_cannot_be_served_leave_the_old_certificate_and_one_line_each() {
         daemon.hear("frontend web: new certificates for localhost");
         current = new;
     }
+}
+
+#[test]
+fn a_broken_revocation_list_does_not_hold_up_the_renewal_of_a_certificate() {
+    let auth = "{ mode = \"optional\", ca-file = \"ca.pem\", crl-file = \"revoked.pem\" }";
+    let site = site(&format!("certificates = [\"a.pem\"]\nclient-auth = {auth}\nwatch = true"));
+    let folder = site.folder.path();
+    Pair::written(folder, "a.pem", "localhost");
+    let authority = Authority::written(folder, "ca.pem");
+    fs::write(site.path("revoked.pem"), authority.revoke(&[66], 2101)).unwrap();
+    let daemon = site.start();
+    put(folder, "revoked.pem", "-----BEGIN X509 CRL-----");
+    let line = daemon.hear("revoked.pem");
+    let said = "frontend web: the authorities and revocation lists for clients stay as they are: ";
+    assert!(line.contains(said), "{line}");
+    for _ in 0..2 {
+        let new = fresh("localhost");
+        put(folder, "a.pem", &new.text());
+        await_shown(&site, "localhost", &new);
+        let lines = heard_up_to(&daemon, "frontend web: new certificates for localhost");
+        assert_eq!(lines.len(), 1, "what is wrong with the list is told once: {lines:?}");
+    }
+    put(folder, "revoked.pem", &authority.revoke(&[66, 1], 2101));
+    daemon.hear("frontend web: other revocation lists for clients");
 }
 
 #[test]

@@ -273,6 +273,24 @@ fn authorities_and_revocation_lists_that_change_count_without_a_reload_and_for_e
 }
 
 #[test]
+fn a_certificate_half_made_does_not_hold_up_a_newer_revocation_list() {
+    let (site, authority, origin) = site("{ ca-file = \"ca.pem\" }");
+    configure(&site, &origin, "{ ca-file = \"ca.pem\", crl-file = \"revoked.pem\" }\nwatch = true");
+    fs::write(site.path("revoked.pem"), authority.revoke(&[66], 2101)).unwrap();
+    let daemon = site.start();
+    let first = authority.issue_as("first", &[], with_serial(1));
+    let admitted = || told(&client(&[&TLS13], Some(&first)), site.address()).is_ok();
+    assert!(admitted());
+    let whole = fs::read_to_string(site.path("site.pem")).unwrap();
+    fs::write(site.path("site.pem"), &whole[..whole.len() / 2]).unwrap();
+    daemon.hear("frontend web: the certificates stay as they are");
+    assert!(admitted());
+    fs::write(site.path("revoked.pem"), authority.revoke(&[66, 1], 2101)).unwrap();
+    until("the first is revoked", || !admitted());
+    daemon.hear("frontend web: other revocation lists for clients");
+}
+
+#[test]
 fn a_session_that_began_where_nobody_is_asked_does_not_let_in_where_everybody_is() {
     let (site, _authority, origin) = site("{ ca-file = \"ca.pem\" }");
     let open = Port::new();

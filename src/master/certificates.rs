@@ -1,17 +1,19 @@
 //! Certificates, and those that vouch for clients, whose files change: looked for twice a second, sent to the workers
 //! once they are whole.
+//! The two halves stand alone: neither waits for what is wrong with the other.
 //! Run beside `lifecycle`, which it tells. Never exchanges a certificate for one that could not be served.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::iter;
+use std::mem;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -39,25 +41,27 @@ pub(super) struct Sight {
     frontend: String,
 }
 
-/// What the files of a frontend hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Material {
-    certificates: Vec<Certificate>,
-    clients: Option<ClientAuth>,
+/// What one half of a frontend's files holds.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Material {
+    Certificates(Vec<Certificate>),
+    Clients(ClientAuth),
 }
 
 /// What a look found.
 pub(super) enum Found {
-    /// Something else than before, all of which can be used.
-    New(Material),
-    /// Something that cannot be served, and why.
+    /// Something else than before, all of which can be used; the file is for the workers.
+    New(Material, File),
+    /// Why everything stays as it is.
     Unusable(String),
 }
 
-/// One frontend's files as they were.
+/// One half of a frontend's files as they were.
 struct Watched {
     frontend: String,
+    /// Where to look; what was found there is below.
     tls: TlsServer,
+    known: Material,
     marks: Vec<Option<Mark>>,
     /// How often the files have been seen like this.
     seen: u32,
@@ -76,7 +80,7 @@ impl Watch {
     /// Looks after another configuration from now on, as far as it wants that.
     pub(super) fn turn_to(&mut self, bundle: &Bundle, events: &mpsc::UnboundedSender<Event>) {
         let number = self.number + 1;
-        let watched: Vec<_> = bundle.frontends.iter().filter_map(Watched::new).collect();
+        let watched: Vec<_> = bundle.frontends.iter().flat_map(Watched::halves).collect();
         let task = (!watched.is_empty()).then(|| tokio::spawn(look(number, watched, events.clone())).abort_handle());
         *self = Self { number, task };
     }
@@ -95,7 +99,7 @@ async fn look(watch: u64, mut watched: Vec<Watched>, events: mpsc::UnboundedSend
         // A disk may be slow; the event loop must not wait for it.
         let looked = tokio::task::spawn_blocking(move || {
             let look = |one: &mut Watched| {
-                let found = one.look()?;
+                let found = one.look(packed)?;
                 Some(Event::Certificates(Sight { watch, frontend: one.frontend.clone() }, found))
             };
             let news: Vec<_> = watched.iter_mut().filter_map(look).collect();
@@ -112,40 +116,84 @@ async fn look(watch: u64, mut watched: Vec<Watched>, events: mpsc::UnboundedSend
     }
 }
 
-fn marks(tls: &TlsServer) -> Vec<Option<Mark>> {
-    let named = tls.sources.iter().flat_map(|(file, key)| [Some(file), key.as_ref()]).flatten();
-    let clients = tls.client_auth.iter().flat_map(|auth| [Some(&auth.authorities.path), auth.crl_file.as_ref()]);
-    let mut marks: Vec<_> = named.chain(clients.flatten()).map(|path| mark(path)).collect();
-    if let Some(folder) = &tls.cert_dir {
-        marks.push(mark(folder));
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        let mut entries: Vec<_> = entries.map(|entry| entry.path()).collect();
-        entries.sort_unstable();
-        marks.extend(entries.iter().map(|path| mark(path)));
+impl Material {
+    fn read(&self, tls: &TlsServer) -> Result<Self, String> {
+        match self {
+            Self::Certificates(_) => read_certificates(tls).map(Self::Certificates),
+            Self::Clients(auth) => read_client_auth(auth).map(Self::Clients),
+        }
     }
-    marks
+
+    fn marks(&self, tls: &TlsServer) -> Vec<Option<Mark>> {
+        match self {
+            Self::Certificates(_) => {
+                let named = tls.sources.iter().flat_map(|(file, key)| [Some(file), key.as_ref()]).flatten();
+                named.map(|path| mark(path)).chain(tls.cert_dir.iter().flat_map(|folder| marks_of(folder))).collect()
+            }
+            Self::Clients(auth) => [Some(&auth.authorities.path), auth.crl_file.as_ref()]
+                .into_iter()
+                .flatten()
+                .map(|path| mark(path))
+                .collect(),
+        }
+    }
+
+    fn title(&self) -> &'static str {
+        match self {
+            Self::Certificates(_) => "the certificates",
+            Self::Clients(_) => "the authorities and revocation lists for clients",
+        }
+    }
 }
 
-fn read(tls: &TlsServer) -> Result<Material, String> {
-    let clients = tls.client_auth.as_ref().map(read_client_auth).transpose()?;
-    Ok(Material { certificates: read_certificates(tls)?, clients })
+/// A folder and what is in it.
+fn marks_of(folder: &Path) -> Vec<Option<Mark>> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    paths.sort_unstable();
+    iter::once(mark(folder)).chain(paths.iter().map(|path| mark(path))).collect()
+}
+
+/// The file that workers read it from.
+fn packed(material: &Material) -> io::Result<File> {
+    let text = match material {
+        Material::Certificates(certificates) => serde_json::to_vec(certificates),
+        Material::Clients(auth) => serde_json::to_vec(auth),
+    };
+    let mut file = memory_file("certificates")?;
+    file.write_all(&text?)?;
+    Ok(file)
 }
 
 impl Watched {
-    fn new(frontend: &Frontend) -> Option<Self> {
-        let tls = frontend.tls.as_ref().filter(|tls| tls.watch)?.clone();
+    fn halves(frontend: &Frontend) -> Vec<Self> {
+        let Some(mut tls) = frontend.tls.as_ref().filter(|tls| tls.watch).cloned() else { return Vec::new() };
+        let certificates = Material::Certificates(mem::take(&mut tls.certificates));
+        let clients = tls.client_auth.take().map(Material::Clients);
         // Not looked at before: what changed since the configuration was read is found the first time.
-        Some(Self { frontend: frontend.name.clone(), tls, marks: Vec::new(), seen: 0, told: None })
+        let half = |known| Self {
+            frontend: frontend.name.clone(),
+            tls: tls.clone(),
+            known,
+            marks: Vec::new(),
+            seen: 0,
+            told: None,
+        };
+        iter::once(certificates).chain(clients).map(half).collect()
     }
 
-    /// What there is to tell of a change.
-    fn look(&mut self) -> Option<Found> {
-        if !self.wants_reading(marks(&self.tls)) {
+    /// What there is to tell of a change. One that cannot be packed is as one that cannot be read: tried again later.
+    fn look(&mut self, pack: fn(&Material) -> io::Result<File>) -> Option<Found> {
+        if !self.wants_reading(self.known.marks(&self.tls)) {
             return None;
         }
-        let read = read(&self.tls);
+        let read = self.known.read(&self.tls).and_then(|material| {
+            let file =
+                if material == self.known { None } else { Some(pack(&material).map_err(|error| error.to_string())?) };
+            Ok(file.map(|file| (material, file)))
+        });
         // Else somebody is still writing: a later look sees the end of it.
-        let quiet = marks(&self.tls) == self.marks;
+        let quiet = self.known.marks(&self.tls) == self.marks;
         if quiet { self.judge(read) } else { None }
     }
 
@@ -159,23 +207,21 @@ impl Watched {
         self.seen <= 2 || (self.told.is_some() && self.seen.is_multiple_of(AGAIN))
     }
 
-    fn judge(&mut self, read: Result<Material, String>) -> Option<Found> {
+    fn judge(&mut self, read: Result<Option<(Material, File)>, String>) -> Option<Found> {
         match read {
-            Ok(found) => {
+            Ok(news) => {
                 self.told = None;
-                if found.certificates == self.tls.certificates && found.clients == self.tls.client_auth {
-                    return None;
-                }
-                self.tls.certificates.clone_from(&found.certificates);
-                self.tls.client_auth.clone_from(&found.clients);
-                Some(Found::New(found))
+                let (material, file) = news?;
+                self.known.clone_from(&material);
+                Some(Found::New(material, file))
             }
             // Half a file, or a certificate before its key, is none of anybody's business unless it stays.
             Err(_) if self.seen < 2 => None,
             Err(problem) if self.told.as_ref() == Some(&problem) => None,
             Err(problem) => {
-                self.told = Some(problem.clone());
-                Some(Found::Unusable(problem))
+                let line = format!("{} stay as they are: {problem}", self.known.title());
+                self.told = Some(problem);
+                Some(Found::Unusable(line))
             }
         }
     }
@@ -226,51 +272,38 @@ impl Master {
             return;
         }
         let name = &sight.frontend;
-        let result = match found {
-            Found::New(found) => self.serve(name, found).map_err(|error| error.to_string()),
-            Found::Unusable(problem) => Err(problem),
-        };
-        match result {
-            Ok(changes) => {
-                for change in changes {
+        match found {
+            Found::New(material, file) => {
+                for change in self.serve(name, material, &file) {
                     self.say(Severity::Notice, &format!("frontend {name}: {change}"));
                 }
             }
-            Err(problem) => {
-                self.say(Severity::Error, &format!("frontend {name}: the certificates stay as they are: {problem}"));
-            }
+            Found::Unusable(problem) => self.say(Severity::Error, &format!("frontend {name}: {problem}")),
         }
         self.warn_of_expiry();
     }
 
     /// Returns what has changed.
-    fn serve(&mut self, frontend: &str, found: Material) -> io::Result<Vec<String>> {
+    fn serve(&mut self, frontend: &str, found: Material, file: &File) -> Vec<String> {
         let mut bundle = Bundle::clone(&self.bundle);
         let known = bundle.frontends.iter_mut().find(|known| known.name == frontend);
-        let Some(tls) = known.and_then(|known| known.tls.as_mut()) else { return Ok(Vec::new()) };
-        let mut changes = Vec::new();
-        if found.certificates != tls.certificates {
-            self.send(ToWorker::Certificates(frontend.to_owned()), &found.certificates)?;
-            changes.push(difference(&tls.certificates, &found.certificates));
-        }
-        if let (Some(new), Some(old)) = (&found.clients, &tls.client_auth)
-            && new != old
-        {
-            self.send(ToWorker::Clients(frontend.to_owned()), new)?;
-            changes.extend((new.authorities != old.authorities).then(|| String::from("other authorities for clients")));
-            changes.extend((new.crls != old.crls).then(|| String::from("other revocation lists for clients")));
-        }
-        // Whoever replaces a worker that dies has them, too.
-        (tls.certificates, tls.client_auth) = (found.certificates, found.clients);
-        self.bundle = Arc::new(bundle);
-        Ok(changes)
-    }
-
-    fn send(&self, message: ToWorker, what: &impl Serialize) -> io::Result<()> {
-        let mut file = memory_file("certificates")?;
-        file.write_all(&serde_json::to_vec(what)?)?;
+        let Some(tls) = known.and_then(|known| known.tls.as_mut()) else { return Vec::new() };
+        let name = frontend.to_owned();
+        let (message, changes) = match found {
+            Material::Certificates(new) => {
+                let old = mem::replace(&mut tls.certificates, new);
+                (ToWorker::Certificates(name), vec![difference(&old, &tls.certificates)])
+            }
+            Material::Clients(new) => {
+                let changes = tls.client_auth.as_ref().map(|old| client_changes(old, &new)).unwrap_or_default();
+                tls.client_auth = Some(new);
+                (ToWorker::Clients(name), changes)
+            }
+        };
         self.workers.tell_serving(&message, file.as_fd());
-        Ok(())
+        // Whoever replaces a worker that dies has them, too.
+        self.bundle = Arc::new(bundle);
+        changes
     }
 
     /// Tells of certificates that end, or have ended, when that has not been told today.
@@ -298,6 +331,12 @@ fn difference(old: &[Certificate], new: &[Certificate]) -> String {
         (false, true) => format!("new certificates for {}", names(&fresh)),
         (false, false) => format!("new certificates for {}; no more for {}", names(&fresh), names(&gone)),
     }
+}
+
+fn client_changes(old: &ClientAuth, new: &ClientAuth) -> Vec<String> {
+    let authorities = (new.authorities != old.authorities).then(|| String::from("other authorities for clients"));
+    let lists = (new.crls != old.crls).then(|| String::from("other revocation lists for clients"));
+    authorities.into_iter().chain(lists).collect()
 }
 
 /// The first few names of certificates.
@@ -335,6 +374,29 @@ mod tests {
         ] {
             assert_eq!(difference(old, new), expected);
         }
+    }
+
+    #[test]
+    fn what_could_not_be_sent_is_told_once_and_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            fs::write(folder.path().join("a.pem"), made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+        };
+        write("old.example");
+        let text = "config-version = 1\n[frontend.web]\nbind = \"127.0.0.1:1\"\nbackend = \"pool\"\n\
+            tls = { certificates = [\"a.pem\"], watch = true }\n[backend.pool]\n\
+            server = [{ name = \"one\", address = \"127.0.0.1:2\" }]\n";
+        let loaded = crate::config::load_text(&folder.path().join("proxy.toml"), text, &|_| Ok(())).unwrap();
+        let mut watched = Watched::halves(&loaded.bundle.frontends[0]).pop().unwrap();
+        write("new.example");
+        let full: fn(&Material) -> io::Result<File> = |_| Err(io::ErrorKind::StorageFull.into());
+        let told = (0..AGAIN).filter_map(|_| watched.look(full)).collect::<Vec<_>>();
+        assert!(
+            matches!(&told[..], [Found::Unusable(line)] if line.starts_with("the certificates stay as they are: "))
+        );
+        let found = (0..AGAIN).filter_map(|_| watched.look(packed)).collect::<Vec<_>>();
+        assert!(matches!(&found[..], [Found::New(Material::Certificates(new), _)] if new[0].names == ["new.example"]));
     }
 
     #[test]
