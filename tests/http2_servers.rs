@@ -177,6 +177,49 @@ fn many_that_wait_for_a_connection_open_no_more_than_they_need() {
 }
 
 #[test]
+fn connections_that_many_wait_for_are_opened_at_the_same_time() {
+    http2::run(async {
+        // One request on each connection; of all but the first none is ready before nine are there.
+        let (ready, together) = (Arc::new(tokio::sync::Barrier::new(9)), Arc::new(tokio::sync::Barrier::new(10)));
+        let first = AtomicUsize::new(0);
+        let shake = move |stream| {
+            let (ready, later) = (Arc::clone(&ready), first.fetch_add(1, Ordering::SeqCst) > 0);
+            async move {
+                if later {
+                    ready.wait().await;
+                }
+                Some(stream)
+            }
+        };
+        let origin = H2Origin::accepting(1, shake, move |request, respond| {
+            let together = Arc::clone(&together);
+            async move {
+                if request.uri().path() == "/together" {
+                    together.wait().await;
+                }
+                echo(request, respond).await;
+            }
+        })
+        .await;
+        let site = site(&origin, "retries = 0");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        // The limit is known from the first answer on.
+        assert_eq!(client.get("/").await.status, 200);
+        let asking: Vec<_> = (0..10)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.get("/together").await.status })
+            })
+            .collect();
+        for one in asking {
+            assert_eq!(one.await.unwrap(), 200);
+        }
+        assert_eq!(origin.accepted(), 10);
+    });
+}
+
+#[test]
 fn where_a_connection_cannot_be_had_those_who_wait_for_it_fail_together() {
     http2::run(async {
         // Nobody ever answers here.

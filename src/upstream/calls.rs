@@ -36,9 +36,11 @@ const MOST_CALLS: usize = 100;
 #[derive(Default)]
 pub struct Calls {
     lines: RefCell<Vec<Arc<Line>>>,
-    /// Somebody is opening a connection.
-    opening: Cell<bool>,
-    /// How often nothing came of it.
+    /// Connections that are being opened.
+    opening: Cell<usize>,
+    /// Requests that wait for them.
+    waiting: Cell<usize>,
+    /// How often nothing came of one.
     failures: Cell<u64>,
     opened: Notify,
     /// The server has chosen HTTP/1, the last time it was asked.
@@ -65,8 +67,24 @@ impl Turn<'_> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.opening.set(false);
+        self.0.opening.set(self.0.opening.get() - 1);
         self.0.opened.notify_waiters();
+    }
+}
+
+/// One that waits, for as long as it does.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -85,26 +103,39 @@ struct Line {
 }
 
 impl Line {
+    /// Requests that it takes at a time.
+    fn capacity(&self) -> usize {
+        self.send.current_max_send_streams().min(MOST_CALLS)
+    }
+
     fn age(&self) -> u64 {
         u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
 impl Calls {
-    /// A place on a connection. Of many that want one at once, one opens it for all who find room there; where that
-    /// fails, or the server shares none, everybody tries for himself.
+    /// A place on a connection. Many that want one at once open no more than all of them need, as far as that is known;
+    /// where one fails, or the server shares none, everybody tries for himself.
     pub(super) async fn place(&self) -> Place<'_> {
         let failures = self.failures.get();
+        let _waiting = Waiting::new(&self.waiting);
         loop {
             if let Some(call) = self.take() {
                 return Place::Found(call);
             }
-            if !self.opening.get() || self.refused.get() || self.failures.get() != failures {
-                self.opening.set(true);
+            let alone = self.refused.get() || self.failures.get() != failures;
+            if alone || self.waiting.get() > self.promised() {
+                self.opening.set(self.opening.get() + 1);
                 return Place::Turn(Turn(self));
             }
             self.opened.notified().await;
         }
+    }
+
+    /// Places that there will be on connections which others open, beside their own.
+    fn promised(&self) -> usize {
+        let each = self.lines.borrow().last().map_or(MOST_CALLS, |line| line.capacity());
+        self.opening.get() * each.saturating_sub(1)
     }
 
     /// The server has chosen HTTP/1.
@@ -117,7 +148,7 @@ impl Calls {
     pub fn take(&self) -> Option<Call> {
         let mut lines = self.lines.borrow_mut();
         lines.retain(|line| line.open_to_more.load(Relaxed));
-        let room = |line: &&Arc<Line>| line.open.load(Relaxed) < line.send.current_max_send_streams().min(MOST_CALLS);
+        let room = |line: &&Arc<Line>| line.open.load(Relaxed) < line.capacity();
         lines.iter().find(room).map(Call::new)
     }
 

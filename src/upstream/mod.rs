@@ -140,9 +140,11 @@ impl Backend {
         if !self.config().protocol.is_shared() {
             return Ok(Connection::new(self.open(server, introduction).await?));
         }
-        let turn = match known.calls.place().await {
-            Place::Found(call) => return Ok(call.into()),
-            Place::Turn(turn) => turn,
+        // Who comes later may be faster: nobody waits for ever.
+        let turn = match tokio::time::timeout(self.config().connect_timeout, known.calls.place()).await {
+            Ok(Place::Found(call)) => return Ok(call.into()),
+            Ok(Place::Turn(turn)) => turn,
+            Err(_elapsed) => return Err(ConnectError::TimedOut),
         };
         if let Some(connection) = known.pool.take(false) {
             return Ok(connection);

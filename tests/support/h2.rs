@@ -156,7 +156,8 @@ impl H2Origin {
         Self::accepting(u32::MAX, shake, serve).await
     }
 
-    async fn accepting<F, S, H>(
+    /// As [`H2Origin::limited`]; each connection is given to `shake` first.
+    pub async fn accepting<F, S, H>(
         streams: u32,
         shake: impl Fn(TcpStream) -> H + Send + Sync + 'static,
         serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
