@@ -10,7 +10,7 @@ use support::client::{Client, get, read_head};
 use support::h2::{self as http2, H2Client};
 use support::origin::{Origin, ok};
 use support::syslog::Syslog;
-use support::{Site, code, text};
+use support::{PATIENCE, Site, code, text};
 
 /// A server that serves its first connections badly, each in its own way, and then well; it tells what it is asked.
 fn unsteady(bad: &'static [&'static str]) -> (Origin, mpsc::Receiver<String>) {
@@ -91,6 +91,37 @@ fn the_last_attempt_goes_to_another_server() {
         assert_eq!(get(site.address(), "/").text(), "good");
     }
     assert_eq!(told.try_iter().count(), 4, "of every second request the first two attempts");
+}
+
+#[test]
+fn a_server_that_leaves_while_it_is_asked_is_not_the_next_one() {
+    let (tell, told) = mpsc::channel();
+    let (answer, wait) = mpsc::channel();
+    let wait = Mutex::new(wait);
+    let busy = Origin::new(move |mut stream| {
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        while let Some(head) = read_head(&mut reader) {
+            // The test may be over already.
+            let _ = tell.send(head.line);
+            let _ = wait.lock().unwrap().recv();
+            if stream.write_all(BUSY.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    let good = Origin::named("good");
+    let site = Site::proxying(&[busy.address, good.address], "retries = 3\nretry-on = \"503\"");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    client.send(GET);
+    told.recv_timeout(PATIENCE).unwrap();
+    let order = site.proxy(&["server", "set", "pool/s1", "--state", "maint"]);
+    assert_eq!(code(&order), 0, "{}", text(&order.stderr));
+    // From here on it answers at once.
+    answer.send(()).unwrap();
+    drop(answer);
+    assert_eq!(client.response().unwrap().text(), "good");
+    assert_eq!(told.try_iter().count(), 0, "asked no more");
 }
 
 #[test]

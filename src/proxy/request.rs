@@ -258,8 +258,8 @@ async fn forward(
             }
             request => request?,
         };
-        let another = another_attempt(backend, server, (repeatable, tally));
-        let result = exchange(client, head, backend, &mut connection, (&mut request, tally, another.is_some())).await;
+        let again = another_attempt(backend, server, (repeatable, tally)).is_some();
+        let result = exchange(client, head, backend, &mut connection, (&mut request, tally, again)).await;
         match result {
             // The server closed an idle connection at the moment of its reuse; it has done nothing.
             Err(Failure::ServerClosed)
@@ -278,7 +278,9 @@ async fn forward(
                 if let (Failure::ServerTimedOut, Some(call)) = (&failure, connection.stream.as_call()) {
                     call.retire();
                 }
-                let other = another.filter(|_| asks_again(backend, &failure, &connection) && tally.bytes_out == 0);
+                let asked = asks_again(backend, &failure, &connection) && tally.bytes_out == 0;
+                // Not before: meanwhile the server may have been found down, or taken out of service.
+                let other = another_attempt(backend, server, (repeatable, tally)).filter(|_| asked);
                 let Some(other) = other else { return Err(failure) };
                 tally.retry(backend, server, other != server);
                 server = other;
