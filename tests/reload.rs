@@ -7,6 +7,9 @@ use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
@@ -88,6 +91,43 @@ fn a_kept_connection_moves_to_the_new_worker_and_the_old_one_is_gone() {
     let status = site.status();
     assert_eq!(status["generations"][0]["connections"], 1, "it is counted where it is: {status:#}");
     assert_eq!(origin.accepted(), 1, "the connection to the server moved as well");
+}
+
+#[test]
+fn who_asks_without_pause_moves_too_and_loses_nothing() {
+    let origin = Origin::named("one");
+    let site = Site::proxying(&[origin.address], "");
+    let _daemon = site.start();
+    let mut client = Client::connect(site.address());
+    let mut stream = client.reader.get_ref().try_clone().unwrap();
+    let enough = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&enough);
+    // Ten batches are under way at a time.
+    let (begin, done) = mpsc::sync_channel(10);
+    let asking = thread::spawn(move || {
+        let mut asked = 1;
+        while !until.load(Ordering::SeqCst) && begin.send(()).is_ok() {
+            stream.write_all("GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(20).as_bytes()).unwrap();
+            asked += 20;
+        }
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").unwrap();
+        asked
+    });
+    let reading = thread::spawn(move || {
+        let mut answered = 0;
+        while let Some(answer) = client.response() {
+            assert_eq!(answer.text(), "one");
+            answered += 1;
+            if answered % 20 == 0 {
+                done.recv().unwrap();
+            }
+        }
+        answered
+    });
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    site.await_status("only one worker is left", |status| states(status) == ["serving"]);
+    enough.store(true, Ordering::SeqCst);
+    assert_eq!(reading.join().unwrap(), asking.join().unwrap());
 }
 
 #[test]

@@ -389,7 +389,7 @@ impl Client {
 
     /// Whether the connection has to end with the next answer.
     pub fn must_close(&self) -> bool {
-        self.thread.draining.get() && !self.may_leave()
+        self.thread.draining.get().is_some() && !self.may_leave()
     }
 
     /// Offers the connection to the next worker; false when nobody took it, or when this worker has to end

@@ -204,7 +204,7 @@ impl ClientConnection {
                 }
                 None => {}
             }
-            if host.here.0.draining.get() && matches!(self.stage, Stage::Idle | Stage::Busy) {
+            if host.here.0.draining.get().is_some() && matches!(self.stage, Stage::Idle | Stage::Busy) {
                 self.leave(host);
             }
             let arrived = self.library.poll_accept(cx);

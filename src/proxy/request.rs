@@ -5,7 +5,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Failure;
 use super::buffers::{Buffers, Desk};
@@ -18,7 +18,7 @@ use super::reply::{Opening, broken_response, check_no_switch, check_switch, pass
 use super::respond::applies;
 use super::session;
 use super::tally::Tally;
-use super::timer::Alarm;
+use super::timer::{Alarm, now};
 use super::transcode::Transcoder;
 use crate::config::{Action, ConnectionMode, Destination};
 use crate::http::h2::write_request;
@@ -30,6 +30,9 @@ use crate::upstream::{Attempt, Backend, Connection};
 
 /// How often a request is sent again that servers say they have not touched.
 const MOST_UNTOUCHED: u32 = 3;
+
+/// How long a worker that has been relieved goes on answering a client that asks without pause.
+const MOST_OVERTIME: Duration = Duration::from_secs(1);
 
 /// Serves what was received of a connection's next request.
 pub async fn serve(client: &mut Client, received: Result<Received, Failure>) -> Next {
@@ -104,6 +107,8 @@ pub enum Received {
 /// Reads until a whole head is there.
 pub async fn receive(client: &mut Client) -> Result<Received, Failure> {
     let site = Rc::clone(&client.site);
+    // What has just come from another worker is answered here first: each answers some of it.
+    let overdue = client.requests > 0 && client.left.is_none() && client.has_overstayed();
     if let Some(left) = client.left.take() {
         client.timer.set(left);
     } else if client.requests > 0 {
@@ -114,6 +119,9 @@ pub async fn receive(client: &mut Client) -> Result<Received, Failure> {
             client.timer.set(timeout.http_request);
             client.began = (SystemTime::now(), Instant::now());
         }
+    }
+    if overdue {
+        return Ok(Received::Leaving);
     }
     let mut fresh = !client.input.is_empty();
     let received = poll_fn(|cx| {
@@ -150,6 +158,12 @@ pub async fn receive(client: &mut Client) -> Result<Received, Failure> {
 }
 
 impl Client {
+    /// Whether it has asked without pause since its worker was relieved, and may leave all the same.
+    fn has_overstayed(&self) -> bool {
+        let since = self.thread.draining.get();
+        since.is_some_and(|since| now().saturating_sub(since) > MOST_OVERTIME) && self.may_leave()
+    }
+
     /// Reads some of the next head; false when the client left between requests.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failure>> {
         let was_idle = self.input.is_empty();

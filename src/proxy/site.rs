@@ -5,9 +5,11 @@ use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use super::buffers::Spare;
 use super::greeting::Unintroduced;
+use super::timer::now;
 use super::{Departure, Edits, Timers};
 use crate::config::{self, Bundle};
 use crate::http::HeadLimits;
@@ -28,8 +30,8 @@ pub struct Thread {
     pub logger: Logger,
     /// Connections of the whole worker (`%ac`).
     pub active: Arc<AtomicU32>,
-    /// Set when another worker accepts: what cannot move there is told to close with its next answer.
-    pub draining: Cell<bool>,
+    /// Since when another worker accepts: what cannot move there is told to close with its next answer.
+    pub draining: Cell<Option<Duration>>,
     /// The way to that worker, where there is one.
     pub departure: OnceCell<Departure>,
 }
@@ -37,7 +39,7 @@ pub struct Thread {
 impl Thread {
     /// Another worker accepts from now on; idle connections take the way there.
     pub fn drain(&self, departure: Option<Departure>, backends: &[Rc<Backend>]) {
-        self.draining.set(true);
+        self.draining.set(Some(now()));
         // What cannot move has to say goodbye.
         self.timers.wake_all();
         let Some(departure) = departure else { return };

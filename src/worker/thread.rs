@@ -144,7 +144,7 @@ async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
         buffers: Spare::default(),
         logger: shared.logger.clone(),
         active: Arc::clone(&shared.active),
-        draining: Cell::new(false),
+        draining: Cell::new(None),
         departure: OnceCell::new(),
     });
     let (backends, sites) = match build(&shared) {
@@ -217,7 +217,7 @@ impl Serving {
                 self.thread.drain(departure, &self.backends);
             }
             Order::Stop => {
-                self.thread.draining.set(true);
+                self.thread.draining.set(Some(proxy::now()));
                 self.thread.timers.stop();
             }
         }
