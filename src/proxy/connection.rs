@@ -443,7 +443,8 @@ impl Client {
         }
     }
 
-    fn give_buffers(&mut self) {
+    /// Leaves them to whoever asks next.
+    pub(super) fn give_buffers(&mut self) {
         let (input, room) = (std::mem::take(&mut self.input), std::mem::take(&mut self.room));
         self.thread.buffers.give(Buffers { input, room });
     }

@@ -13,6 +13,7 @@ use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream, ext::Protocol};
 use http::Request;
 
+use super::buffers::Buffers;
 use super::connection::{Client, Next};
 use super::h2_stream::H2Stream;
 use super::h2_wire::Wire;
@@ -298,15 +299,16 @@ impl Host {
         let stream = ClientStream::H2(Box::new(H2Stream::new(recv, respond)));
         let here = (Rc::clone(&self.here.0), Rc::clone(&self.here.1));
         let timer = here.0.timers.register(self.timeout().client);
+        let Buffers { input, room } = here.0.buffers.take();
         let client = Client::assemble(stream, timer, self.addresses, here);
-        let client = Client { edits: Rc::clone(&self.edits), secrecy: self.secrecy.clone(), ..client };
+        let (edits, secrecy) = (Rc::clone(&self.edits), self.secrecy.clone());
+        let client = Client { edits, secrecy, input, room, ..client };
         Stream { client, request: Request::from_parts(parts, ()), ended }
     }
 }
 
 async fn answer(stream: Stream) {
     let Stream { mut client, request, ended } = stream;
-    client.began = (SystemTime::now(), Instant::now());
     let protocol = request.extensions().get::<Protocol>().map(Protocol::as_str);
     let key = if protocol.is_some() { websocket_key() } else { String::new() };
     let asked = H2Request {
@@ -336,6 +338,7 @@ async fn answer(stream: Stream) {
     {
         stream.reset(Reason::INTERNAL_ERROR);
     }
+    client.give_buffers();
 }
 
 /// A nonce of 16 bytes (RFC 6455 section 4.1).
