@@ -242,7 +242,9 @@ fn thousands_of_idle_tunnels_cost_little_memory_and_leave_none() {
     assert!(each < 16.0, "{each} KiB");
     drop(tunnels);
     site.await_status("they are gone", |status| status["generations"][0]["connections"] == 0);
-    assert!(descriptors(worker) <= files, "{files} descriptors before, {} after", descriptors(worker));
+    // A thread keeps as many pipes as it has used at the same moment, 32 at most, each with two ends.
+    let most = files + 2 * 32;
+    assert!(descriptors(worker) <= most, "{files} descriptors before, {} after", descriptors(worker));
 }
 
 /// Latencies of clients that ask on kept connections until a time, sorted.
