@@ -80,6 +80,15 @@ pub fn descriptors(number: u32) -> usize {
     fs::read_dir(format!("/proc/{number}/fd")).unwrap().count()
 }
 
+/// Open descriptors of a process: those of pipes, and all others.
+pub fn pipes_and_others(number: u32) -> (usize, usize) {
+    let fds = fs::read_dir(format!("/proc/{number}/fd")).unwrap();
+    // One that is closed meanwhile is none.
+    let names: Vec<_> = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect();
+    let pipes = names.iter().filter(|name| name.to_string_lossy().starts_with("pipe:")).count();
+    (pipes, names.len() - pipes)
+}
+
 /// Resident memory of a process in KiB.
 pub fn resident(number: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{number}/status")).unwrap();
