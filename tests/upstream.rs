@@ -83,6 +83,26 @@ fn a_servers_connection_outlives_the_client_it_was_opened_for() {
 }
 
 #[test]
+fn what_a_burst_opened_serves_the_next_one() {
+    const AT_ONCE: usize = 150;
+    let all = Barrier::new(AT_ONCE);
+    let origin = Origin::answering(move |_request| {
+        all.wait();
+        ok("served")
+    });
+    let site = Site::proxying(&[origin.address], "connection-mode = \"keep-alive\"");
+    let _daemon = site.start();
+    let mut clients: Vec<_> = (0..AT_ONCE).map(|_| Client::connect(site.address())).collect();
+    for _ in 0..3 {
+        clients.iter_mut().for_each(|client| client.send(GET));
+        for client in &mut clients {
+            assert_eq!(client.response().unwrap().text(), "served");
+        }
+    }
+    assert_eq!(origin.accepted(), AT_ONCE);
+}
+
+#[test]
 fn server_close_keeps_the_client_and_closes_the_server() {
     let (origin, requests) = Origin::recording(|_| ok("one"));
     let site = Site::proxying(&[origin.address], "connection-mode = \"server-close\"");

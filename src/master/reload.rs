@@ -99,7 +99,6 @@ pub(super) async fn prepare(plan: Plan) -> Result<Prepared, Failed> {
 
 /// What a worker of this configuration holds beside its connections.
 fn fittings(bundle: &Bundle, listeners: usize) -> Fittings {
-    let (threads, idle) = (bundle.global.threads(), MAX_IDLE);
-    let servers: usize = bundle.backends.iter().map(|backend| backend.servers.len()).sum();
-    Fittings { listeners, threads, idle: servers * threads * idle }
+    let threads = bundle.global.threads();
+    Fittings { listeners, threads, idle: threads * MAX_IDLE }
 }

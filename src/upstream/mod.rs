@@ -33,6 +33,7 @@ pub use checks::Checks;
 pub use connect::Way;
 pub use error::ConnectError;
 pub use farm::{Farm, Lines};
+use pool::Allowance;
 pub use pool::{Connection, MAX_IDLE, Pool};
 pub use stream::ServerStream;
 
@@ -256,6 +257,7 @@ pub fn backends(
     secured: &[Option<ClientSettings>],
 ) -> Option<Vec<Rc<Backend>>> {
     let mut all = Vec::with_capacity(bundle.backends.len());
+    let idle = Allowance::new(MAX_IDLE);
     for index in 0..bundle.backends.len() {
         let mut servers = Vec::new();
         let config = &bundle.backends[index];
@@ -263,7 +265,14 @@ pub fn backends(
             let name = config.servers[server].name.as_bytes();
             let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(name));
             let way = Way::to(config, server, secured.get(index)?.as_ref())?;
-            servers.push(Server { slot, pool: Pool::default(), calls: Calls::default(), way, place: *place, identity });
+            servers.push(Server {
+                slot,
+                pool: Pool::new(&idle),
+                calls: Calls::default(),
+                way,
+                place: *place,
+                identity,
+            });
         }
         let slot = memory.slot(lane, *slots.backends.get(index)?)?;
         let (memory, bundle) = (*memory, Arc::clone(bundle));
