@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use support::client::{Client, End, get, read_head, read_message};
 use support::origin::{Origin, ok};
-use support::{PATIENCE, Site};
+use support::{PATIENCE, Site, reset};
 
 /// A connection is stuck when nothing moves for this long.
 const STUCK: Duration = Duration::from_millis(500);
@@ -439,8 +439,7 @@ fn a_server_that_breaks_off_an_endless_body_does_not_make_it_complete() {
         assert_eq!(body, expected);
         // Closing at once, without the rest of the handshake, is a reset.
         let stream = streams.recv_timeout(PATIENCE).unwrap();
-        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-        drop(stream);
+        reset(stream);
         assert_eq!(client.end(), (Vec::new(), End::Reset), "HTTP/{version}");
     }
 }

@@ -7,20 +7,14 @@ mod support;
 use std::io::{BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
 
-use socket2::{Domain, SockRef, Socket, Type};
 use support::client::{Client, Message, read_head};
 use support::haproxy::Haproxy;
-use support::origin::{Origin, ok};
+use support::origin::{Full, Origin, ok};
 use support::syslog::Syslog;
-use support::{PATIENCE, Port, Site};
+use support::{PATIENCE, Port, Site, reset};
 
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-
-fn reset(stream: &TcpStream) {
-    SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
-}
 
 /// Reads whatever still comes, until the end.
 fn until_end(mut stream: impl std::io::Read) -> Option<TcpStream> {
@@ -42,7 +36,7 @@ fn faulty(go: mpsc::Receiver<()>) -> Origin {
             stream.write_all(said(&head).as_bytes()).unwrap();
             match head.path() {
                 "/ok" | "/hints" | "/continue" => continue,
-                "/reset" => reset(&stream),
+                "/reset" => reset(stream),
                 "/endless" => while stream.write_all(&[0; 65_536]).is_ok() {},
                 "/silent" | "/stall" | "/early" | "/upgrade" | "/upload" | "/welcome" => drop(until_end(&mut reader)),
                 "/late-nonsense" => {
@@ -99,7 +93,7 @@ fn faulty_stream() -> Origin {
             }
             b"kill" => {
                 stream.write_all(b"part").unwrap();
-                reset(&stream);
+                reset(stream);
             }
             b"floo" => while stream.write_all(&[0; 65_536]).is_ok() {},
             b"none" => drop(until_end(stream)),
@@ -113,27 +107,6 @@ fn connect(address: SocketAddr, word: &[u8]) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(word).unwrap();
     stream
-}
-
-/// A server whose queue is full: connecting to it takes for ever.
-struct Deaf {
-    address: SocketAddr,
-    _held: (Socket, Vec<Socket>),
-}
-
-impl Deaf {
-    fn new() -> Self {
-        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        listener.listen(0).unwrap();
-        let address = listener.local_addr().unwrap().as_socket().unwrap();
-        let mut waiting: Vec<_> = (0..4).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()).collect();
-        for socket in &mut waiting {
-            socket.set_nonblocking(true).unwrap();
-            let _in_progress = socket.connect(&address.into());
-        }
-        Self { address, _held: (listener, waiting) }
-    }
 }
 
 /// What a client does, told where; a connection it still has when its line is awaited.
@@ -195,7 +168,7 @@ const SCENES: &[(&str, Visit)] = &[
         until_end(client.reader)
     }),
     ("a head that is reset", |at, _| {
-        reset(request(at, "GET /ok HTTP/1.1\r\nHost: t").reader.get_ref());
+        reset(request(at, "GET /ok HTTP/1.1\r\nHost: t").reader.into_inner());
         None
     }),
     ("an upload that stops", |at, _| visit(at, "POST /upload HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf")),
@@ -208,7 +181,7 @@ const SCENES: &[(&str, Visit)] = &[
     ("an upload that is reset", |at, _| {
         let mut client = request(at, "POST /welcome HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf");
         assert_eq!(client.head().unwrap().status(), 100);
-        reset(client.reader.get_ref());
+        reset(client.reader.into_inner());
         None
     }),
     ("an upload in broken chunks", |at, _| {
@@ -244,7 +217,7 @@ const SCENES: &[(&str, Visit)] = &[
     ("a client that leaves inside its answer", |at, _| {
         let mut client = request(at, "GET /endless HTTP/1.1\r\n\r\n");
         client.head().unwrap();
-        reset(client.reader.get_ref());
+        reset(client.reader.into_inner());
         None
     }),
     ("a server that is not there", |at, _| get(at, "/dead/")),
@@ -265,7 +238,7 @@ const SCENES: &[(&str, Visit)] = &[
     ("a stream the client resets", |at, _| {
         let mut stream = connect(at.at("raw"), b"echo");
         stream.read_exact(&mut [0; 4]).unwrap();
-        reset(&stream);
+        reset(stream);
         None
     }),
     ("a stream the server resets", |at, _| until_end(connect(at.at("raw"), b"kill"))),
@@ -473,7 +446,7 @@ fn essence(line: &str) -> String {
 #[ignore = "needs haproxy; .ci/run runs it"]
 fn every_line_is_the_one_that_haproxy_writes() {
     let (go, went) = mpsc::channel();
-    let (web, raw, dead, deaf) = (faulty(went), faulty_stream(), Port::new(), Deaf::new());
+    let (web, raw, dead, deaf) = (faulty(went), faulty_stream(), Port::new(), Full::new());
     let servers = Servers { web: web.address, raw: raw.address, dead: dead.address, deaf: deaf.address };
     let (our, their) = (Product::new(), Product::new());
     let site = Site::new(&our.configured(&ours(&servers, &our.log)));

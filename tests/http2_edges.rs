@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
-use socket2::SockRef;
-use support::Site;
 use support::client::{read_head, read_message};
 use support::h2::{self as http2, H2Client};
 use support::origin::{Origin, download, ok};
+use support::{Site, reset};
 
 fn site(origin: &Origin, rest: &str) -> Site {
     Site::new(&format!(
@@ -37,8 +36,7 @@ fn scripted(
             // The test may be over already.
             let _ = tell.send(head.line.clone());
             if serve(head.path(), &mut reader, &mut stream).is_err() {
-                SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-                return;
+                return reset(stream);
             }
         }
     });

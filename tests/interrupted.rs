@@ -10,11 +10,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockRef, Socket, Type};
 use support::client::{Client, End, Message, get, read_head, read_message};
-use support::origin::{Origin, download, ok};
+use support::origin::{Full, Origin, download, ok};
 use support::syslog::Syslog;
-use support::{PATIENCE, Site, until};
+use support::{PATIENCE, Site, reset, until};
 
 /// An origin whose connections answer their first request, and are then given to `then` with the second one.
 fn second(then: impl Fn(Message, TcpStream) + Send + Sync + 'static) -> (Origin, mpsc::Receiver<String>) {
@@ -29,11 +28,6 @@ fn second(then: impl Fn(Message, TcpStream) + Send + Sync + 'static) -> (Origin,
         then(next, stream);
     });
     (origin, lines)
-}
-
-fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(stream);
 }
 
 #[test]
@@ -254,31 +248,6 @@ fn a_client_that_reads_only_after_its_whole_slow_upload_finds_an_early_answer() 
     let answer = client.response().unwrap();
     assert_eq!((answer.status(), answer.text().as_str(), answer.complete), (413, "big", true));
     assert!(client.at_end());
-}
-
-/// An address where a connection is neither accepted nor refused: its queue is full.
-struct Full {
-    address: SocketAddr,
-    _held: Vec<Socket>,
-}
-
-impl Full {
-    fn new() -> Self {
-        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-        listener.listen(0).unwrap();
-        let address = listener.local_addr().unwrap().as_socket().unwrap();
-        let mut held = vec![listener];
-        // The first ones find room; whoever is not connected soon never will be.
-        while held.last().is_some_and(|last| held.len() == 1 || last.peer_addr().is_ok()) {
-            let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-            // Its end is looked at above.
-            let _ = client.connect_timeout(&address.into(), Duration::from_millis(300));
-            held.push(client);
-        }
-        held.pop();
-        Self { address, _held: held }
-    }
 }
 
 /// In front of a server that does not answer a connection; what becomes of a request is in the log.

@@ -4,61 +4,33 @@
 mod support;
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::path::PathBuf;
 
-use nix::sys::signal::{Signal, kill};
 use support::client::{Client, get};
+use support::haproxy::Haproxy;
 use support::kernel::listening;
 use support::load::{self, Habit, Load};
 use support::origin::Origin;
-use support::{PATIENCE, Site, await_end, pid};
+use support::{Site, await_end};
 
-/// Where distributions put it; not everybody's PATH has this folder.
-const HAPROXY: &str = "/usr/sbin/haproxy";
-
-/// A running HAProxy; killed when dropped.
-struct Haproxy {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Haproxy {
-    /// Starts it in front of a server; returns when its statistics socket answers.
-    fn start(folder: &Path, address: SocketAddr, server: SocketAddr, arguments: &[&str]) -> Self {
-        assert!(Path::new(HAPROXY).exists(), "{HAPROXY} is not installed, and this test is about it");
-        let (file, socket) = (folder.join("haproxy.cfg"), folder.join("haproxy.sock"));
-        let text = format!(
-            "global\n  stats socket {} mode 600 level admin expose-fd listeners\n\
-             defaults\n  mode http\n  timeout connect 10s\n  timeout client 20s\n  timeout server 20s\n\
-             frontend web\n  bind {address}\n  bind unix@{} mode 660\n  default_backend pool\n\
-             backend pool\n  http-response set-header Served-By haproxy\n  server s1 {server}\n",
-            socket.display(),
-            folder.join("www.sock").display()
-        );
-        fs::write(&file, text).unwrap();
-        let mut command = Command::new(HAPROXY);
-        command.args(["-db", "-f"]).arg(&file).args(arguments).stdin(Stdio::null());
-        let mut haproxy = Self { child: command.spawn().unwrap(), socket };
-        let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(&haproxy.socket).is_err() || TcpStream::connect(address).is_err() {
-            assert!(haproxy.child.try_wait().unwrap().is_none(), "haproxy has ended");
-            assert!(Instant::now() < deadline, "haproxy does not serve");
-        }
-        haproxy
-    }
-}
-
-impl Drop for Haproxy {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = kill(pid(self.child.id()), Signal::SIGKILL);
-        let _ = self.child.wait();
-    }
+/// HAProxy in front of a server at the site's address; and its statistics socket, which gives its listeners away.
+fn haproxy(site: &Site, server: SocketAddr, arguments: &[&str]) -> (Haproxy, PathBuf) {
+    let socket = site.path("haproxy.sock");
+    let text = format!(
+        "global\n  stats socket {} mode 600 level admin expose-fd listeners\n\
+         defaults\n  mode http\n  timeout connect 10s\n  timeout client 20s\n  timeout server 20s\n\
+         frontend web\n  bind {}\n  bind unix@{} mode 660\n  default_backend pool\n\
+         backend pool\n  http-response set-header Served-By haproxy\n  server s1 {server}\n",
+        socket.display(),
+        site.address(),
+        site.path("www.sock").display()
+    );
+    let serves = || UnixStream::connect(&socket).is_ok();
+    let haproxy = Haproxy::start(site.folder.path(), &text, arguments, (site.address(), serves));
+    (haproxy, socket)
 }
 
 /// Whether HAProxy answered.
@@ -73,15 +45,15 @@ fn by_haproxy(address: SocketAddr) -> bool {
 fn haproxys_listeners_are_taken_over_under_load_without_an_error() {
     let origin = Origin::echo();
     let site = Site::proxying(&[origin.address], "");
-    let haproxy = Haproxy::start(site.folder.path(), site.address(), origin.address, &[]);
+    let (haproxy, socket) = haproxy(&site, origin.address, &[]);
     let before = listening(site.address());
     assert!(by_haproxy(site.address()));
     // What HAProxy ends in the middle of a kept connection is its own affair: it does so at every reload.
     let load = Load::start(site.address(), &[Habit::Fresh; 4]);
     load.more(200);
-    let finish = haproxy.child.id().to_string();
-    let _daemon = site.start_with(&["-x", &haproxy.socket.to_string_lossy(), "-sf", &finish]);
-    await_end(haproxy.child.id());
+    let finish = haproxy.pid().to_string();
+    let _daemon = site.start_with(&["-x", &socket.to_string_lossy(), "-sf", &finish]);
+    await_end(haproxy.pid());
     load.more(200);
     load.must_have_succeeded(400);
     assert!(!by_haproxy(site.address()));
@@ -100,18 +72,18 @@ fn promise_12_a_unix_socket_goes_from_haproxy_to_us_and_back() {
     let path = site.path("www.sock");
     let seen = || fs::metadata(&path).map(|found| (found.ino(), found.mode() & 0o777)).unwrap();
     let served = || Client::connect_unix(&path).get("/").field("served-by").map(str::to_owned);
-    let first = Haproxy::start(site.folder.path(), site.address(), origin.address, &[]);
+    let (first, socket) = haproxy(&site, origin.address, &[]);
     let before = seen();
     assert_eq!((before.1, served().as_deref()), (0o660, Some("haproxy")));
-    let (socket, finish) = (first.socket.to_string_lossy().into_owned(), first.child.id().to_string());
-    let mut daemon = site.start_with(&["-x", &socket, "-sf", &finish]);
-    await_end(first.child.id());
+    let finish = first.pid().to_string();
+    let mut daemon = site.start_with(&["-x", &socket.to_string_lossy(), "-sf", &finish]);
+    await_end(first.pid());
     assert_eq!((seen(), served()), (before, None), "the very same socket");
     assert_eq!(support::code(&site.proxy(&["reload"])), 0);
     assert_eq!((seen(), served()), (before, None));
     let (socket, finish) = (site.socket(), daemon.pid().to_string());
     let arguments = ["-x", &socket.to_string_lossy(), "-sf", &finish];
-    let _second = Haproxy::start(site.folder.path(), site.address(), origin.address, &arguments);
+    let _second = haproxy(&site, origin.address, &arguments);
     daemon.wait();
     assert_eq!((seen(), served().as_deref()), (before, Some("haproxy")), "still the very same socket");
 }
@@ -127,7 +99,7 @@ fn our_listeners_are_given_to_haproxy_under_load_without_an_error() {
     load.more(200);
     let (socket, finish) = (site.socket(), daemon.pid().to_string());
     let arguments = ["-x", &socket.to_string_lossy(), "-sf", &finish];
-    let _haproxy = Haproxy::start(site.folder.path(), site.address(), origin.address, &arguments);
+    let _haproxy = haproxy(&site, origin.address, &arguments);
     await_end(daemon.pid());
     load.more(200);
     load.must_have_succeeded(400);

@@ -7,12 +7,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Instant;
 
-use socket2::SockRef;
 use support::client::get;
 use support::origin::{Origin, download};
 use support::syslog::Syslog;
 use support::tls::TlsClient;
-use support::{PATIENCE, Port, Site, certificate, code, text};
+use support::{PATIENCE, Port, Site, certificate, code, reset, text};
 
 /// A site in TCP mode.
 fn text_of(servers: &[SocketAddr], extra: &str) -> String {
@@ -147,15 +146,14 @@ fn a_break_is_no_end() {
     let mut client = connect(site.address());
     assert_eq!(read_exactly(&mut client, 5), b"hello");
     client.write_all(b"half of it").unwrap();
-    SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
-    drop(client);
+    reset(client);
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Err(std::io::ErrorKind::ConnectionReset));
     assert_eq!(log.words()[6], "CD");
 
     let breaking = Origin::new(|mut stream| {
         stream.read_exact(&mut [0; 4]).unwrap();
         stream.write_all(b"part").unwrap();
-        SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        reset(stream);
     });
     let site = tcp(&[breaking.address], &log.section());
     let _daemon = site.start();

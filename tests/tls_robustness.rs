@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, SupportedProtocolVersion};
-use socket2::SockRef;
 use support::client::{get, read_message};
 use support::kernel::descriptors;
 use support::origin::{Origin, ok};
 use support::tls::{Pair, TlsClient};
-use support::{Daemon, PATIENCE, Port, Site, serving, until};
+use support::{Daemon, PATIENCE, Port, Site, reset, serving, until};
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 const ALERT: u8 = 21;
@@ -227,10 +226,7 @@ fn a_client_that_stops_inside_the_handshake_is_let_go_in_time() {
             let began = Instant::now();
             match leaving {
                 "gone" => drop(stream),
-                "reset" => {
-                    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-                    drop(stream);
-                }
+                "reset" => reset(stream),
                 _ => {
                     rest(&stream);
                     assert!(began.elapsed() > LIMIT / 2, "{:?}", began.elapsed());

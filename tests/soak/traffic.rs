@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
-use socket2::SockRef;
 
 use crate::ledger::{Done, Outcome};
-use crate::support::PATIENCE;
 use crate::support::client::{Message, read_head, read_message};
 use crate::support::origin::download;
+use crate::support::{PATIENCE, reset};
 
 /// Where the frontends are.
 #[derive(Clone)]
@@ -261,7 +260,7 @@ fn garbage(at: &Places, all: &Shared, name: &str) {
         stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
         let _ = stream.read(&mut [0; 1024]);
         if number % 3 == 0 {
-            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            reset(stream);
         }
     }
 }

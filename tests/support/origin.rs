@@ -4,6 +4,9 @@ use std::io::{BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use super::PATIENCE;
 use super::client::{Message, read_message};
@@ -119,6 +122,31 @@ impl Origin {
     /// Answers 200 with its own name as body.
     pub fn named(name: &'static str) -> Self {
         Self::answering(move |_| ok(name))
+    }
+}
+
+/// An address where a connection is neither accepted nor refused: its queue is full.
+pub struct Full {
+    pub address: SocketAddr,
+    _held: Vec<Socket>,
+}
+
+impl Full {
+    pub fn new() -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let mut held = vec![listener];
+        // The first ones find room; whoever is not connected soon never will be.
+        while held.last().is_some_and(|last| held.len() == 1 || last.peer_addr().is_ok()) {
+            let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            // Its end is looked at above.
+            let _ = client.connect_timeout(&address.into(), Duration::from_millis(300));
+            held.push(client);
+        }
+        held.pop();
+        Self { address, _held: held }
     }
 }
 
