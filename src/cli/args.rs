@@ -32,7 +32,7 @@ pub(super) enum Command {
     /// Reload with the listening sockets handed over: `reload --mode handover`
     ReloadSocket(Target),
     /// Show generations, listeners, connections and the last reload
-    Status(StatusArgs),
+    Status(ShowArgs),
     /// Show servers, take them out of service, give them another weight
     #[command(subcommand)]
     Server(ServerCommand),
@@ -145,8 +145,9 @@ impl From<Mode> for ReloadMode {
     }
 }
 
+/// Facts, for people or machines.
 #[derive(Debug, Args)]
-pub(super) struct StatusArgs {
+pub(super) struct ShowArgs {
     #[command(flatten)]
     pub(super) target: Target,
     /// For machines
@@ -157,18 +158,9 @@ pub(super) struct StatusArgs {
 #[derive(Debug, Subcommand)]
 pub(super) enum ServerCommand {
     /// Show all servers with their state
-    List(ServerListArgs),
+    List(ShowArgs),
     /// Change a server's state or weight, until it is changed again: reloads, crashes and upgrades keep it
     Set(ServerSetArgs),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct ServerListArgs {
-    #[command(flatten)]
-    pub(super) target: Target,
-    /// For machines
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 //! Called by `main`. Never keeps state: a daemon is asked over its admin socket.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what this layer is for")]
 
+mod answer;
 mod args;
 mod check;
 mod client;

@@ -1,9 +1,9 @@
-//! `proxy reload` and `proxy reload-socket`: ask, wait, say how it ended. `upgrade` and `server set` say it the same way.
+//! `proxy reload` and `proxy reload-socket`: ask, wait, say how it ended.
 
+use super::answer;
 use super::args::Target;
 use super::client::ask;
 use crate::config::ReloadMode;
-use crate::master::{Answer, Outcome};
 
 pub(super) fn run(target: &Target, mode: Option<ReloadMode>) -> u8 {
     let command = match mode {
@@ -12,20 +12,7 @@ pub(super) fn run(target: &Target, mode: Option<ReloadMode>) -> u8 {
         Some(ReloadMode::Rebind) => "reload rebind",
     };
     match ask(target, command) {
-        Ok(conversation) => tell(&conversation.answer),
+        Ok(conversation) => answer::tell(&conversation.answer),
         Err(error) => error.report(),
     }
-}
-
-/// Says how it ended; returns the exit code.
-pub(super) fn tell(answer: &Answer) -> u8 {
-    for warning in &answer.warnings {
-        eprintln!("{warning}");
-    }
-    if answer.outcome == Outcome::Applied {
-        println!("{}", answer.message);
-    } else {
-        eprintln!("{}", answer.message);
-    }
-    answer.outcome as u8
 }

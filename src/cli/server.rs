@@ -4,10 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::args::{ServerCommand, ServerListArgs, ServerSetArgs, ServerState};
+use super::answer::{self, word};
+use super::args::{ServerCommand, ServerSetArgs, ServerState, ShowArgs};
 use super::client::ask;
-use super::reload;
-use crate::master::Outcome;
 
 pub(super) fn run(command: &ServerCommand) -> u8 {
     match command {
@@ -16,19 +15,11 @@ pub(super) fn run(command: &ServerCommand) -> u8 {
     }
 }
 
-fn list(args: &ServerListArgs) -> u8 {
-    let answer = match ask(&args.target, "server list") {
-        Ok(conversation) => conversation.answer,
-        Err(error) => return error.report(),
-    };
-    if answer.outcome != Outcome::Applied {
-        eprintln!("{}", answer.message);
-    } else if args.json {
-        println!("{:#}", answer.facts);
-    } else {
-        print!("{}", table(&answer.facts));
+fn list(args: &ShowArgs) -> u8 {
+    match ask(&args.target, "server list") {
+        Ok(conversation) => answer::show(&conversation.answer, args.json, table),
+        Err(error) => error.report(),
     }
-    answer.outcome as u8
 }
 
 fn set(args: &ServerSetArgs) -> u8 {
@@ -46,13 +37,12 @@ fn set(args: &ServerSetArgs) -> u8 {
         let _ = write!(command, " weight {weight}");
     }
     match ask(&args.target, &command) {
-        Ok(conversation) => reload::tell(&conversation.answer),
+        Ok(conversation) => answer::tell(&conversation.answer),
         Err(error) => error.report(),
     }
 }
 
 fn table(facts: &Value) -> String {
-    let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let head = ["SERVER", "STATUS", "STATE", "WEIGHT", "SESSIONS", "ADDRESS"].map(str::to_owned);
     let rows = facts.as_array().into_iter().flatten().map(|server| {
         [

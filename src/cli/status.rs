@@ -4,27 +4,18 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::args::StatusArgs;
+use super::answer::{self, word};
+use super::args::ShowArgs;
 use super::client::ask;
-use crate::master::Outcome;
 
-pub(super) fn run(args: &StatusArgs) -> u8 {
-    let answer = match ask(&args.target, "status") {
-        Ok(conversation) => conversation.answer,
-        Err(error) => return error.report(),
-    };
-    if answer.outcome != Outcome::Applied {
-        eprintln!("{}", answer.message);
-    } else if args.json {
-        println!("{:#}", answer.facts);
-    } else {
-        print!("{}", text(&answer.facts));
+pub(super) fn run(args: &ShowArgs) -> u8 {
+    match ask(&args.target, "status") {
+        Ok(conversation) => answer::show(&conversation.answer, args.json, text),
+        Err(error) => error.report(),
     }
-    answer.outcome as u8
 }
 
 fn text(facts: &Value) -> String {
-    let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let mut out = format!(
         "proxy {} · pid {} · up {} s · maxconn {}\nconfiguration  {} (sha256 {:.12})\n",
         word(&facts["version"]),
