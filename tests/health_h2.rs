@@ -98,9 +98,7 @@ async fn checked_by_grpc(message: &'static [u8], code: &'static str, service: &s
         let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
         let mut stream = respond.send_response(response, false).unwrap();
         http2::write(&mut stream, message, false).await.unwrap();
-        let mut trailers = http::HeaderMap::new();
-        trailers.insert("grpc-status", code.parse().unwrap());
-        stream.send_trailers(trailers).unwrap();
+        stream.send_trailers(http2::grpc_status(code)).unwrap();
     })
     .await;
     let check = format!("type = \"grpc\"\n{service}\ninterval = \"50ms\"\nfall = 1\nrise = 1");

@@ -1,4 +1,4 @@
-//! HTTP/2 to servers: shared connections, streaming both ways, and what a server has not touched asked again.
+//! HTTP/2 to servers: connections that requests share, streaming both ways, and what a server has not touched asked again.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
 
 mod support;
@@ -9,70 +9,74 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, Request, Response};
+use http::Response;
+use support::authority::{Authority, settings};
 use support::client::{Client, get};
-use support::h2::{self as http2, H2Client, H2Origin};
+use support::h2::{self as http2, H2Client, H2Origin, echo};
 use support::origin::download;
-use support::{Port, Site};
+use support::{Port, Site, counted};
 
+/// A site in front of a server without TLS.
 fn site(origin: &H2Origin, rest: &str) -> Site {
-    Site::new(&format!(
-        "[global]\nthreads = 1\n[frontend.web]\nbind = \"{{port}}\"\nproto = \"auto\"\nbackend = \"pool\"\n\
-         [backend.pool]\nprotocol = \"h2c\"\nservers = [\"{}\"]\n{rest}\n",
-        origin.address
-    ))
+    http2::site(&origin.address.to_string(), &format!("protocol = \"h2c\"\n{rest}"))
 }
 
-/// One value of the statistics.
-fn value<'a>(table: &'a str, row: &str, column: &str) -> &'a str {
-    let mut lines = table.lines();
-    let place = lines.next().unwrap().split(',').position(|name| name == column).unwrap();
-    lines.find(|line| line.starts_with(row)).unwrap().split(',').nth(place).unwrap()
-}
-
-/// Answers like a unary gRPC service: the body back, the status behind it.
-async fn echo(request: Request<RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
-    let (parts, mut body) = request.into_parts();
-    let Ok(whole) = http2::read(&mut body).await else { return };
-    let response = Response::builder().header("x-path", parts.uri.path()).body(()).unwrap();
-    let mut stream = respond.send_response(response, false).unwrap();
-    if http2::write(&mut stream, &whole, false).await.is_ok() {
-        let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", "0".parse().unwrap());
-        // The client may be gone.
-        let _ = stream.send_trailers(trailers);
+/// Status and body of so many requests that are sent at once.
+async fn at_once(client: &H2Client, count: usize, request: (&'static str, &'static str, &[u8])) -> Vec<(u16, String)> {
+    let (method, path, body) = request;
+    let asking: Vec<_> = (0..count)
+        .map(|_| {
+            let (client, body) = (client.clone(), body.to_vec());
+            tokio::spawn(async move { client.ask(client.request(method, path), &body).await.unwrap() })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for one in asking {
+        let answer = one.await.unwrap();
+        answers.push((answer.status, answer.text()));
     }
+    answers
 }
 
 #[test]
 fn requests_of_both_protocols_share_a_connection() {
     http2::run(async {
-        let origin = H2Origin::new(echo).await;
-        let site = site(&origin, "");
-        let _daemon = site.start();
-        let (client, _) = H2Client::connect(site.address()).await;
-        let big = download(500_000);
-        let asked = (0..20).map(|number| {
-            let (client, big) = (client.clone(), big.clone());
-            tokio::spawn(async move {
-                let answer = client.ask(client.request("POST", &format!("/{number}")), &big).await.unwrap();
-                assert!(answer.body == big, "{} bytes", answer.body.len());
-                assert_eq!(answer.field("x-path"), Some(format!("/{number}").as_str()));
-                assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
-            })
-        });
-        for one in asked.collect::<Vec<_>>() {
-            one.await.unwrap();
+        let authority = Authority::new("Test CA");
+        for (protocol, scheme) in [("h2c", "http"), ("h2", "https"), ("auto", "https")] {
+            let (origin, tls) = if scheme == "https" {
+                let settings = settings(&authority.issue("localhost", &["localhost"]), None);
+                (H2Origin::secured(settings, echo).await, "tls = { ca-file = \"ca.pem\" }")
+            } else {
+                (H2Origin::new(echo).await, "")
+            };
+            let server = format!("localhost:{}", origin.address.port());
+            let site = http2::site(&server, &format!("protocol = \"{protocol}\"\n{tls}"));
+            std::fs::write(site.path("ca.pem"), authority.pem()).unwrap();
+            let _daemon = site.start();
+            let (client, _) = H2Client::connect(site.address()).await;
+            let big = download(500_000);
+            let asked = (0..20).map(|number| {
+                let (client, big) = (client.clone(), big.clone());
+                tokio::spawn(async move {
+                    let answer = client.ask(client.request("POST", &format!("/{number}")), &big).await.unwrap();
+                    assert!(answer.body == big, "{} bytes", answer.body.len());
+                    let uri = format!("{scheme}://{}/{number}", client.address);
+                    assert_eq!(answer.field("x-uri"), Some(uri.as_str()));
+                    assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
+                })
+            });
+            for one in asked.collect::<Vec<_>>() {
+                one.await.unwrap();
+            }
+            let address = site.address();
+            let old = tokio::task::spawn_blocking(move || {
+                Client::connect(address)
+                    .ask("POST /old HTTP/1.1\r\nHost: test\r\nTE: trailers\r\nContent-Length: 2\r\n\r\nhi")
+            });
+            let old = old.await.unwrap();
+            assert_eq!((old.text().as_str(), old.trailers), ("hi", vec![("grpc-status".into(), "0".into())]));
+            assert_eq!(origin.accepted(), 1, "{protocol}: one connection for all");
         }
-        let address = site.address();
-        let old = tokio::task::spawn_blocking(move || {
-            let mut old = Client::connect(address);
-            old.send("POST /old HTTP/1.1\r\nHost: test\r\nTE: trailers\r\nContent-Length: 2\r\n\r\nhi");
-            old.response().unwrap()
-        });
-        let old = old.await.unwrap();
-        assert_eq!((old.text().as_str(), old.trailers), ("hi", vec![("grpc-status".into(), "0".into())]));
-        assert_eq!(origin.accepted(), 1, "one connection for all");
     });
 }
 
@@ -87,9 +91,7 @@ fn a_conversation_goes_both_ways_at_once() {
                 body.flow_control().release_capacity(data.len()).unwrap();
                 stream.send_data(data, false).unwrap();
             }
-            let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", "0".parse().unwrap());
-            stream.send_trailers(trailers).unwrap();
+            stream.send_trailers(http2::grpc_status("0")).unwrap();
         })
         .await;
         let site = site(&origin, "");
@@ -131,17 +133,8 @@ fn a_server_gets_no_more_requests_at_a_time_than_it_takes() {
         let (client, _) = H2Client::connect(site.address()).await;
         // The limit is known from the first answer on.
         assert_eq!(client.ask(client.request("POST", "/"), b"hi").await.unwrap().text(), "hi");
-        let asking: Vec<_> = (0..10)
-            .map(|_| {
-                let client = client.clone();
-                tokio::spawn(
-                    async move { client.ask(client.request("POST", "/together"), b"hi").await.unwrap().text() },
-                )
-            })
-            .collect();
-        for one in asking {
-            assert_eq!(one.await.unwrap(), "hi");
-        }
+        let answers = at_once(&client, 10, ("POST", "/together", b"hi")).await;
+        assert_eq!(answers, vec![(200, String::from("hi")); 10]);
         assert!(origin.accepted() >= 4, "{} connections", origin.accepted());
         assert_eq!(asked.load(Ordering::SeqCst), 11, "none was refused and asked again");
     });
@@ -163,15 +156,7 @@ fn many_that_wait_for_a_connection_open_no_more_than_they_need() {
         let site = site(&origin, "");
         let _daemon = site.start();
         let (client, _) = H2Client::connect(site.address()).await;
-        let asking: Vec<_> = (0..100)
-            .map(|_| {
-                let client = client.clone();
-                tokio::spawn(async move { client.ask(client.request("POST", "/"), b"hi").await.unwrap().text() })
-            })
-            .collect();
-        for one in asking {
-            assert_eq!(one.await.unwrap(), "hi");
-        }
+        assert_eq!(at_once(&client, 100, ("POST", "/", b"hi")).await, vec![(200, String::from("hi")); 100]);
         assert_eq!(origin.accepted(), 10);
     });
 }
@@ -206,15 +191,7 @@ fn connections_that_many_wait_for_are_opened_at_the_same_time() {
         let (client, _) = H2Client::connect(site.address()).await;
         // The limit is known from the first answer on.
         assert_eq!(client.get("/").await.status, 200);
-        let asking: Vec<_> = (0..10)
-            .map(|_| {
-                let client = client.clone();
-                tokio::spawn(async move { client.get("/together").await.status })
-            })
-            .collect();
-        for one in asking {
-            assert_eq!(one.await.unwrap(), 200);
-        }
+        assert_eq!(at_once(&client, 10, ("GET", "/together", b"")).await, vec![(200, String::new()); 10]);
         assert_eq!(origin.accepted(), 10);
     });
 }
@@ -229,15 +206,8 @@ fn where_a_connection_cannot_be_had_those_who_wait_for_it_fail_together() {
         let _daemon = site.start();
         let (client, _) = H2Client::connect(site.address()).await;
         let began = Instant::now();
-        let asking: Vec<_> = (0..50)
-            .map(|_| {
-                let client = client.clone();
-                tokio::spawn(async move { client.get("/").await.status })
-            })
-            .collect();
-        for one in asking {
-            assert_eq!(one.await.unwrap(), 503);
-        }
+        let answers = at_once(&client, 50, ("GET", "/", b"")).await;
+        assert_eq!(answers.iter().filter(|(status, _)| *status == 503).count(), 50, "{answers:?}");
         assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     });
 }
@@ -260,7 +230,7 @@ fn what_a_server_has_not_touched_is_asked_again_whatever_it_is() {
         assert_eq!((answer.status, asked.load(Ordering::SeqCst)), (200, 2));
         let table = tokio::task::spawn_blocking(move || get(stats.address, "/s;csv").text()).await.unwrap();
         for proxy in ["pool,s1", "pool,BACKEND"] {
-            assert_eq!(["wretr", "econ"].map(|column| value(&table, proxy, column)), ["1", "0"], "{proxy}: {table}");
+            assert_eq!(["wretr", "econ"].map(|column| counted(&table, proxy, column)), [1, 0], "{proxy}: {table}");
         }
     });
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 to servers over TLS: what is agreed on by ALPN, who is believed, connections that requests share.
+//! HTTP/2 to servers over TLS: what is agreed on by ALPN, who is believed, what a reload leaves alone.
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
 
 mod support;
@@ -6,84 +6,23 @@ mod support;
 use std::fs;
 
 use bytes::Bytes;
-use h2::RecvStream;
-use http::{HeaderMap, Request, Response};
+use http::Response;
 use support::authority::{Authority, recording, settings};
-use support::client::{Client, get};
-use support::h2::{self as http2, H2Client, H2Origin};
-use support::origin::download;
+use support::client::get;
+use support::h2::{self as http2, H2Client, H2Origin, echo};
 use support::{PATIENCE, Site, code, text};
 
 /// A site in front of one server, which is addressed as `localhost`.
 fn site(address: std::net::SocketAddr, authority: &Authority, backend: &str) -> Site {
-    let site = Site::new(&format!(
-        "[global]\nthreads = 1\n[frontend.web]\nbind = \"{{port}}\"\nproto = \"auto\"\nbackend = \"pool\"\n\
-         [backend.pool]\nretries = 0\nservers = [\"localhost:{}\"]\n{backend}\n",
-        address.port()
-    ));
+    let site = http2::site(&format!("localhost:{}", address.port()), &format!("retries = 0\n{backend}"));
     fs::write(site.path("ca.pem"), authority.pem()).unwrap();
     site
-}
-
-async fn origin(pem: &str) -> H2Origin {
-    H2Origin::secured(settings(pem, None), echo).await
-}
-
-/// The body back, what was asked for in fields, the status behind it.
-async fn echo(request: Request<RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
-    let (parts, mut body) = request.into_parts();
-    let Ok(whole) = http2::read(&mut body).await else { return };
-    let uri = parts.uri.to_string();
-    let response = Response::builder().header("x-uri", uri).body(()).unwrap();
-    let mut stream = respond.send_response(response, false).unwrap();
-    if http2::write(&mut stream, &whole, false).await.is_ok() {
-        let mut trailers = HeaderMap::new();
-        trailers.insert("grpc-status", "0".parse().unwrap());
-        // The client may be gone.
-        let _ = stream.send_trailers(trailers);
-    }
 }
 
 /// Asks beside the runtime, which the server needs.
 async fn status(site: &Site) -> u16 {
     let address = site.address();
     tokio::task::spawn_blocking(move || get(address, "/").status()).await.unwrap()
-}
-
-#[test]
-fn requests_of_both_protocols_share_a_connection_of_tls() {
-    http2::run(async {
-        let authority = Authority::new("Test CA");
-        for protocol in ["h2", "auto"] {
-            let origin = origin(&authority.issue("localhost", &["localhost"])).await;
-            let tls = format!("protocol = \"{protocol}\"\ntls = {{ ca-file = \"ca.pem\" }}");
-            let site = site(origin.address, &authority, &tls);
-            let _daemon = site.start();
-            let (client, _) = H2Client::connect(site.address()).await;
-            let big = download(500_000);
-            let asked = (0..20).map(|number| {
-                let (client, big) = (client.clone(), big.clone());
-                tokio::spawn(async move {
-                    let answer = client.ask(client.request("POST", &format!("/{number}")), &big).await.unwrap();
-                    assert!(answer.body == big, "{} bytes", answer.body.len());
-                    let uri = format!("https://{}/{number}", client.address);
-                    assert_eq!(answer.field("x-uri"), Some(uri.as_str()));
-                    assert_eq!(answer.trailers.unwrap()["grpc-status"], "0");
-                })
-            });
-            for one in asked.collect::<Vec<_>>() {
-                one.await.unwrap();
-            }
-            let address = site.address();
-            let old = tokio::task::spawn_blocking(move || {
-                Client::connect(address)
-                    .ask("POST /old HTTP/1.1\r\nHost: test\r\nTE: trailers\r\nContent-Length: 2\r\n\r\nhi")
-            });
-            let old = old.await.unwrap();
-            assert_eq!((old.text().as_str(), old.trailers), ("hi", vec![("grpc-status".into(), "0".into())]));
-            assert_eq!(origin.accepted(), 1, "{protocol}: one connection for all");
-        }
-    });
 }
 
 #[test]
@@ -97,7 +36,7 @@ fn a_server_of_http_2_has_to_prove_its_name() {
             (&authority, "other.example", "{ ca-file = \"ca.pem\", sni = \"other.example\" }", 200),
             (&stranger, "other.example", "{ verify = false }", 200),
         ] {
-            let origin = origin(&issuer.issue(name, &[name])).await;
+            let origin = H2Origin::secured(settings(&issuer.issue(name, &[name]), None), echo).await;
             for protocol in ["h2", "auto"] {
                 let site = site(origin.address, &authority, &format!("protocol = \"{protocol}\"\ntls = {tls}"));
                 let _daemon = site.start();

@@ -16,7 +16,7 @@ use support::client::{Client, get};
 use support::origin::Origin;
 use support::supervisor::{Supervisor, asking, is_answered};
 use support::tls::{Pair, TlsClient};
-use support::{PATIENCE, Port, Site, code, generation, pid, refuses};
+use support::{PATIENCE, Port, Site, code, counted, generation, pid, refuses};
 
 /// A site with TLS on its main address.
 fn encrypted(origin: &Origin) -> Site {
@@ -67,9 +67,7 @@ fn promise_14_and_17_counters_and_tickets_survive_a_kill_of_everything() {
     assert_eq!(client.get(site.address(), "localhost").kind, HandshakeKind::Full);
     let sessions = || {
         let csv = get(stats.address, "/stats;csv").text();
-        let row = csv.lines().find(|line| line.starts_with("web,FRONTEND,")).unwrap().to_owned();
-        let column = |number: usize| row.split(',').nth(number).unwrap().parse::<u64>().unwrap();
-        (column(4), column(7))
+        (counted(&csv, "web,FRONTEND,", "scur"), counted(&csv, "web,FRONTEND,", "stot"))
     };
     assert_eq!(sessions().1, 1);
     for round in 1..3 {

@@ -19,7 +19,7 @@ use support::program::{
     has_become_it, install, install_next, install_script, launch, program, runs_installed, stays, upgraded,
 };
 use support::tls::{Pair, TlsClient};
-use support::{End, PATIENCE, PROXY, Port, Site, await_end, code, generation, pid, refuses, serving};
+use support::{End, PATIENCE, PROXY, Port, Site, await_end, code, counted, generation, pid, refuses, serving};
 
 fn site() -> Site {
     Site::proxying(&[Origin::echo().address], "")
@@ -277,17 +277,13 @@ fn promise_17_tickets_and_counters_outlive_the_program() {
         clients.iter().for_each(|client| assert_eq!(client.get(site.address(), "localhost").kind, kind));
     };
     ask(HandshakeKind::Full);
-    let requests = || {
-        let csv = get(stats.address, "/stats;csv").text();
-        let row = csv.lines().find(|line| line.starts_with("web,FRONTEND,")).unwrap();
-        row.split(',').nth(7).unwrap().parse::<u64>().unwrap()
-    };
+    let sessions = || counted(&get(stats.address, "/stats;csv").text(), "web,FRONTEND,", "stot");
     for _ in 0..3 {
         install_next(&site);
         upgraded(&site);
         (0..20).for_each(|_| ask(HandshakeKind::Resumed));
     }
-    assert_eq!(requests(), 2 * (1 + 3 * 20), "one session of each connection, whoever counted it");
+    assert_eq!(sessions(), 2 * (1 + 3 * 20), "one session of each connection, whoever counted it");
 }
 
 /// What `proxy version --json` says of a program that speaks these versions.

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use super::PATIENCE;
+use super::{PATIENCE, Site};
 
 /// Runs a test's future, with a deadline.
 pub fn run<T>(future: impl Future<Output = T>) -> T {
@@ -113,7 +113,7 @@ pub async fn read(stream: &mut RecvStream) -> Result<Vec<u8>, h2::Error> {
     Ok(body)
 }
 
-/// A server of HTTP/2 without TLS.
+/// A server of HTTP/2.
 pub struct H2Origin {
     pub address: SocketAddr,
     pub connections: Arc<AtomicUsize>,
@@ -192,6 +192,31 @@ impl H2Origin {
     pub fn accepted(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
+}
+
+/// A site in front of one server of HTTP/2; `backend` are more keys of the backend, and what follows it.
+pub fn site(server: &str, backend: &str) -> Site {
+    Site::new(&format!(
+        "[global]\nthreads = 1\n[frontend.web]\nbind = \"{{port}}\"\nproto = \"auto\"\nbackend = \"pool\"\n\
+         [backend.pool]\nservers = [\"{server}\"]\n{backend}\n"
+    ))
+}
+
+/// Answers like a unary gRPC service: the body back, the status behind it; what was asked for in a field.
+pub async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let (parts, mut body) = request.into_parts();
+    let Ok(whole) = read(&mut body).await else { return };
+    let response = Response::builder().header("x-uri", parts.uri.to_string()).body(()).unwrap();
+    let mut stream = respond.send_response(response, false).unwrap();
+    if write(&mut stream, &whole, false).await.is_ok() {
+        // The client may be gone.
+        let _ = stream.send_trailers(grpc_status("0"));
+    }
+}
+
+/// The trailers of gRPC.
+pub fn grpc_status(code: &str) -> HeaderMap {
+    HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), code.parse().unwrap())])
 }
 
 /// Frames by hand.

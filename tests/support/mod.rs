@@ -397,6 +397,14 @@ fn reading(mut from: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
+/// A number in the statistics' CSV: of the row that begins so, in the column of that name.
+pub fn counted(csv: &str, row: &str, column: &str) -> u64 {
+    let mut lines = csv.lines();
+    let place = lines.next().unwrap().split(',').position(|name| name == column).unwrap();
+    let row = lines.find(|line| line.starts_with(row)).unwrap_or_else(|| panic!("no {row}: {csv}"));
+    row.split(',').nth(place).unwrap().parse().unwrap()
+}
+
 /// Bytes as text.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
