@@ -55,9 +55,6 @@ _proxy() {
             proxy,version)
                 cmd="proxy__subcmd__version"
                 ;;
-            proxy,worker)
-                cmd="proxy__subcmd__worker"
-                ;;
             proxy__subcmd__help,check)
                 cmd="proxy__subcmd__help__subcmd__check"
                 ;;
@@ -97,9 +94,6 @@ _proxy() {
             proxy__subcmd__help,version)
                 cmd="proxy__subcmd__help__subcmd__version"
                 ;;
-            proxy__subcmd__help,worker)
-                cmd="proxy__subcmd__help__subcmd__worker"
-                ;;
             proxy__subcmd__help__subcmd__server,list)
                 cmd="proxy__subcmd__help__subcmd__server__subcmd__list"
                 ;;
@@ -131,7 +125,7 @@ _proxy() {
 
     case "${cmd}" in
         proxy)
-            opts="-h --help run check reload reload-socket status server upgrade stop self-signed demo measure version worker help"
+            opts="-h --help run check reload reload-socket status server upgrade stop self-signed demo measure version help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -181,7 +175,7 @@ _proxy() {
             return 0
             ;;
         proxy__subcmd__help)
-            opts="run check reload reload-socket status server upgrade stop self-signed demo measure version worker help"
+            opts="run check reload reload-socket status server upgrade stop self-signed demo measure version help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -404,20 +398,6 @@ _proxy() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        proxy__subcmd__help__subcmd__worker)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
         proxy__subcmd__measure)
             opts="-n -c -h --requests --users --every --do --keep-alive --resume --idle --url --reload-command --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -541,7 +521,7 @@ _proxy() {
             return 0
             ;;
         proxy__subcmd__run)
-            opts="-f -D -p -x -q -h --config --daemon --pid-file --take-over --finish --terminate --foreground --quiet --behind --resume --rehearse --help"
+            opts="-f -D -p -x -q -h --config --daemon --pid-file --take-over --finish --terminate --foreground --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -858,20 +838,6 @@ _proxy() {
             ;;
         proxy__subcmd__version)
             opts="-h --verbose --json --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        proxy__subcmd__worker)
-            opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -43,10 +43,23 @@ fn documents(folder: &Path) -> Vec<(&'static str, String)> {
 
 fn completion(shell: Shell) -> String {
     let mut made = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "proxy", &mut made);
+    clap_complete::generate(shell, &mut shown(&Arguments::command()), "proxy", &mut made);
     // Ends of lines that differ between shells' templates would be whitespace errors here.
     let text = String::from_utf8(made).unwrap();
     text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// The same command without what is hidden, which completions would offer.
+fn shown(command: &Command) -> Command {
+    // As long as the process lives, which clap asks of names that were not written into the program.
+    let name: &'static str = command.get_name().to_owned().leak();
+    let shown = Command::new(name)
+        .args(command.get_arguments().filter(|option| !option.is_hide_set()).cloned())
+        .subcommands(command.get_subcommands().filter(|below| !below.is_hide_set()).map(self::shown));
+    match command.get_about() {
+        Some(about) => shown.about(about.clone()),
+        None => shown,
+    }
 }
 
 fn commands() -> String {
