@@ -10,15 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::events::Event;
-use super::orders::{self, ServerRequest};
-use crate::config::{Admin, AdminLevel, ReloadMode, may_give_to};
+use super::request::{Answer, Outcome, parse, permitted};
+use crate::config::{Admin, AdminLevel, may_give_to};
 use crate::handoff::getsocks::COMMAND;
 use crate::socket::beside;
 
@@ -32,54 +31,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST: u64 = 1024;
 /// How long callers that have connected get to say what they want when nobody more is let in.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What a caller asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Request {
-    Status,
-    Servers(ServerRequest),
-    Reload(Option<ReloadMode>),
-    Upgrade,
-    Stop { graceful: bool },
-}
-
-/// How a request ended; the discriminant is the exit code of the command that asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Outcome {
-    /// Done.
-    Applied = 0,
-    /// Refused before anything was changed.
-    Rejected = 1,
-    /// Tried and undone.
-    RolledBack = 2,
-    /// Busy or timed out.
-    Busy = 3,
-}
-
-/// The answer to a request.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Answer {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// What to tell the caller.
-    pub message: String,
-    /// What the caller should know beside it.
-    #[serde(default)]
-    pub warnings: Vec<String>,
-    /// Facts, for `status`.
-    #[serde(default)]
-    pub facts: serde_json::Value,
-    /// What a stranger is told instead of `message`, which may quote the configuration.
-    #[serde(skip)]
-    pub(super) brief: Option<String>,
-}
-
-impl Answer {
-    pub(super) fn new(outcome: Outcome, message: impl Into<String>) -> Self {
-        Self { outcome, message: message.into(), warnings: Vec::new(), facts: serde_json::Value::Null, brief: None }
-    }
-}
 
 /// Who asked for something and waits for the answer.
 pub(super) struct Caller {
@@ -272,9 +223,8 @@ fn accepting(
             };
             let (rights, events) = (rights.clone(), events.clone());
             tokio::spawn(async move {
-                let limit = rights.timeout;
                 // A caller that breaks off has nobody left to be told.
-                let _ = hear(stream, seat, &rights, limit, &events).await;
+                let _ = hear(stream, seat, &rights, &events).await;
                 drop(turn);
             });
         }
@@ -286,16 +236,14 @@ async fn hear(
     stream: UnixStream,
     seat: OwnedSemaphorePermit,
     admin: &Admin,
-    limit: Duration,
     events: &mpsc::UnboundedSender<Event>,
 ) -> io::Result<()> {
     let peer = stream.peer_cred()?;
     let trusted = peer.uid() == 0 || peer.uid() == nix::unistd::geteuid().as_raw();
-    let mut stream = BufReader::new(stream);
+    let mut reading = BufReader::new(stream).take(LONGEST);
     let mut line = String::new();
-    let reading = tokio::io::AsyncReadExt::take(&mut stream, LONGEST);
-    tokio::time::timeout(limit, BufReader::new(reading).read_line(&mut line)).await??;
-    let stream = stream.into_inner();
+    tokio::time::timeout(admin.timeout, reading.read_line(&mut line)).await??;
+    let stream = reading.into_inner().into_inner();
     let cut = line.len() as u64 == LONGEST && !line.ends_with('\n');
     let line = line.trim();
     let refused = |what: &str| {
@@ -337,57 +285,9 @@ fn line(answer: &Answer, trusted: bool) -> serde_json::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn parse(line: &str) -> Result<Request, String> {
-    Ok(match line {
-        "status" => Request::Status,
-        "reload" => Request::Reload(None),
-        "reload handover" => Request::Reload(Some(ReloadMode::Handover)),
-        "reload rebind" => Request::Reload(Some(ReloadMode::Rebind)),
-        "upgrade" => Request::Upgrade,
-        "stop" => Request::Stop { graceful: false },
-        "stop graceful" => Request::Stop { graceful: true },
-        _ => {
-            let servers = orders::parse(line).ok_or_else(|| format!("unknown command `{line}`"))?;
-            Request::Servers(servers?)
-        }
-    })
-}
-
-/// Looking needs `user`, reloading `operator`, changing servers `admin` as in HAProxy, upgrading and stopping, too;
-/// strangers whom the socket's mode lets in never do the last two.
-fn permitted(request: &Request, level: AdminLevel, trusted: bool) -> bool {
-    match request {
-        Request::Status | Request::Servers(ServerRequest::List) => true,
-        Request::Servers(ServerRequest::Set(_)) => level >= AdminLevel::Admin,
-        Request::Reload(_) => level >= AdminLevel::Operator,
-        Request::Upgrade | Request::Stop { .. } => level >= AdminLevel::Admin && trusted,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rights_follow_level_and_caller() {
-        let stop = Request::Stop { graceful: false };
-        let drain = parse("server set b/s state drain").unwrap();
-        for (request, level, trusted, expected) in [
-            (Request::Status, AdminLevel::User, false, true),
-            (Request::Reload(None), AdminLevel::User, true, false),
-            (Request::Reload(None), AdminLevel::Operator, false, true),
-            (Request::Upgrade, AdminLevel::Admin, false, false),
-            (Request::Upgrade, AdminLevel::Admin, true, true),
-            (Request::Servers(ServerRequest::List), AdminLevel::User, false, true),
-            (drain.clone(), AdminLevel::Operator, true, false),
-            (drain, AdminLevel::Admin, false, true),
-            (stop.clone(), AdminLevel::Operator, true, false),
-            (stop.clone(), AdminLevel::Admin, false, false),
-            (stop, AdminLevel::Admin, true, true),
-        ] {
-            assert_eq!(permitted(&request, level, trusted), expected, "{request:?} {level:?} {trusted}");
-        }
-    }
 
     #[test]
     fn nobody_is_let_in_before_the_socket_has_its_rights() {
@@ -407,12 +307,5 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         socket.listen(QUEUE).unwrap();
         assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
-    }
-
-    #[test]
-    fn commands_are_words_not_prefixes() {
-        assert_eq!(parse("reload rebind"), Ok(Request::Reload(Some(ReloadMode::Rebind))));
-        assert!(parse("reload  rebind").is_err());
-        assert!(parse("stopp").is_err());
     }
 }

@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::admin::{Answer, Caller, Outcome};
+use super::admin::Caller;
 use super::lifecycle::Master;
 use super::reload::{Plan, Source};
+use super::request::{Answer, Outcome};
 use super::retire::answer_all;
 use super::transaction::{Running, Task, Transaction, examining, preparing};
 use super::{MasterError, supervisor};

@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
-use super::admin::{AdminSocket, Outcome};
+use super::admin::AdminSocket;
 use super::lifecycle::Master;
 use super::pidfile::PidFile;
 use super::reload::{Failed, Prepared};
+use super::request::Outcome;
 use super::{MasterError, listeners};
 use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};

@@ -7,8 +7,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::MasterError;
-use super::admin::{Caller, Request};
+use super::admin::Caller;
 use super::certificates::{Found, Sight};
+use super::request::Request;
 use crate::handoff::messages::FromWorker;
 
 /// Something to handle.

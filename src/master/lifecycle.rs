@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::admin::{AdminSocket, Answer, Caller, Outcome, Request};
+use super::admin::{AdminSocket, Caller};
 use super::agenda::Wish;
 use super::certificates::Warned;
 use super::events::{self, Event};
@@ -19,6 +19,7 @@ use super::listeners::{self, Listener};
 use super::log_sockets::LogSockets;
 use super::pidfile::PidFile;
 use super::reload::{Plan, Prepared};
+use super::request::{Answer, Outcome, Request};
 use super::respawn::Respawn;
 use super::retire::{Retiring, answer_all};
 use super::slots::Directory;

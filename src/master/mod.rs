@@ -17,6 +17,7 @@ mod orders;
 mod passed;
 mod pidfile;
 mod reload;
+mod request;
 mod respawn;
 mod resume;
 mod retire;
@@ -32,9 +33,9 @@ mod upgrade;
 mod watchdog;
 mod workers;
 
-pub use admin::{Answer, Outcome};
 pub use bundle::load;
 pub use error::MasterError;
 pub use lifecycle::{resume, run};
+pub use request::{Answer, Outcome};
 pub use resume::rehearse;
 pub use start::Options;

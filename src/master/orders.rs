@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::admin::{Answer, Outcome};
 use super::lifecycle::Master;
+use super::request::{Answer, Outcome};
 use crate::config::{Bundle, nearest};
 use crate::stats::{Admin, Kind, Orders, Row, Snapshot};
 use crate::upstream::Farm;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::admin::Outcome;
 use super::events::Event;
 use super::listeners::{self, Listener};
+use super::request::Outcome;
 use super::slots::Directory;
 use super::spawn::{Orders, Worker, spawn};
 use super::{MasterError, load};

@@ -17,7 +17,7 @@ use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use super::admin::{AdminSocket, Caller, Outcome};
+use super::admin::{AdminSocket, Caller};
 use super::agenda::Wish;
 use super::events::Event;
 use super::legacy::LegacyFile;
@@ -25,6 +25,7 @@ use super::lifecycle::{Blank, Master, Taken};
 use super::listeners::Listener;
 use super::manifest::{Estate, HeldWish, HeldWorker, Manifest};
 use super::pidfile::PidFile;
+use super::request::Outcome;
 use super::slots::Directory;
 use super::spawn::{Worker, relay};
 use super::store::Store;

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::admin::{Answer, Caller};
+use super::admin::Caller;
+use super::request::Answer;
 
 /// How long old workers get to close their listening sockets before the caller is answered anyway.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -14,11 +14,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use super::admin::Answer;
 use super::events::Event;
 use super::legacy::Legacy;
 use super::passed::Passed;
 use super::reload::{Plan, Source, prepare};
+use super::request::Answer;
 use super::slots::Directory;
 use super::store::Store;
 use super::tickets::TicketRing;

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::admin::{Answer, Outcome};
 use super::lifecycle::Master;
+use super::request::{Answer, Outcome};
 use crate::config::{Expiry, ReloadMode};
 use crate::stats::{Memory, ReloadPath, ReloadResult};
 

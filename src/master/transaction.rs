@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::admin::{Answer, Caller, Outcome};
+use super::admin::Caller;
 use super::commit::Elected;
 use super::events::Event;
 use super::lifecycle::Master;
 use super::reload::{Failed, Plan, Prepared, prepare};
+use super::request::{Answer, Outcome};
 use super::retire::Retiring;
 use super::status::LastReload;
 use super::upgrade::{Program, examine, rehearse};

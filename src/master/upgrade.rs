@@ -18,12 +18,13 @@ use nix::unistd::{dup2_stdin, execv};
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
-use super::admin::{Answer, Caller, Outcome};
+use super::admin::Caller;
 use super::agenda::Wish;
 use super::events::{self, Event};
 use super::lifecycle::Master;
 use super::manifest::{HeldAdmin, HeldCaller, HeldListener, HeldWish, HeldWorker, Luggage, Manifest};
 use super::reload::Failed;
+use super::request::{Answer, Outcome};
 use super::retire::answer_all;
 use super::spawn::Worker;
 use super::{MasterError, Options};
@@ -321,7 +322,8 @@ fn callers<'a>(upgrades: &'a [Caller], wishes: &'a [Wish], luggage: &mut Luggage
     held.collect()
 }
 
-/// execve(2) in place, with the estate as stdin and signals blocked as they are. Returns only if that failed, and then everything is as it was.
+/// execve(2) in place, with the estate as stdin and signals blocked as they are. Returns only if that failed, and then
+/// everything is as it was.
 pub(super) fn execute(path: &Path, options: &Options, estate: &OwnedFd) -> Result<Infallible, MasterError> {
     let failed = |source: Errno| MasterError::Program { path: path.to_owned(), source: source.into() };
     let text = |text: &std::ffi::OsStr| CString::new(text.as_bytes()).map_err(|_nul| failed(Errno::EINVAL));
