@@ -6,22 +6,22 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::unistd::{Pid, getppid};
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::WorkerError;
 use super::capacity::{Capacity, Limits};
-use super::moving::{self, Arrival, Reception};
+use super::crew::Crew;
+use super::moving::{self, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
-use super::thread::{self, Order, Setup, Shared};
+use super::thread::{Order, Shared};
 use crate::config::{Bundle, Certificate, Frontend};
 use crate::handoff::fault::{self, Step};
-use crate::handoff::messages::{FromWorker, ListenerOwner, ToWorker};
+use crate::handoff::messages::{FromWorker, ToWorker};
 use crate::handoff::{Channel, HandoffError};
 use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
@@ -95,21 +95,6 @@ struct Worker {
     bundle: Arc<Bundle>,
 }
 
-/// What a thread reports once.
-type Told = oneshot::Receiver<std::io::Result<()>>;
-
-/// The serving threads.
-struct Crew {
-    threads: Vec<JoinHandle<()>>,
-    ready: Vec<Told>,
-    serving: Vec<Told>,
-    arrivals: Vec<mpsc::UnboundedSender<Arrival>>,
-    /// Closes when the last thread ends.
-    ended: mpsc::Receiver<()>,
-    /// Closes when the last thread accepts no more.
-    accepting: mpsc::Receiver<()>,
-}
-
 /// What the threads give up comes out of here.
 type Way = mpsc::UnboundedReceiver<Leaving>;
 
@@ -147,7 +132,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
         orders: watching,
         departure: departure.clone(),
     };
-    let crew = muster(&shared, &listeners).map_err(WorkerError::Thread)?;
+    let crew = Crew::muster(&shared, &listeners).map_err(WorkerError::Thread)?;
     let (queues, successor) = (listeners.len(), watch::channel(None).0);
     let checks =
         Checks { bundle: Arc::clone(&bundle), slots: start.slots, memory, secured, generation: start.generation };
@@ -168,58 +153,6 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
     Ok((worker, leaving))
 }
 
-impl Crew {
-    /// Waits until every thread could serve.
-    async fn ready(&mut self) -> Result<(), WorkerError> {
-        all_well(&mut self.ready).await?;
-        fault::strike(Step::Ready).map_err(|source| WorkerError::Step { step: "reporting it", source })
-    }
-}
-
-async fn all_well(reports: &mut Vec<Told>) -> Result<(), WorkerError> {
-    for told in std::mem::take(reports) {
-        let result = told.await.unwrap_or_else(|_gone| Err(std::io::Error::other("a thread ended at once")));
-        result.map_err(WorkerError::Thread)?;
-    }
-    Ok(())
-}
-
-/// Starts the threads, each with its own descriptors of the listening sockets.
-fn muster(shared: &Shared, listeners: &[(ListenerOwner, OwnedFd)]) -> std::io::Result<Crew> {
-    fault::strike(Step::Threads)?;
-    let (ending, ended) = mpsc::channel(1);
-    let (acceptor, accepting) = mpsc::channel(1);
-    let (mut threads, mut ready, mut serving, mut arrivals) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for number in 0..shared.threads {
-        let mut own = Vec::with_capacity(listeners.len());
-        for (owner, listener) in listeners {
-            own.push((*owner, listener.try_clone()?));
-        }
-        let (arrival, arriving) = mpsc::unbounded_channel();
-        let (tell_ready, told_ready) = oneshot::channel();
-        let (tell_serving, told_serving) = oneshot::channel();
-        let setup = Setup {
-            shared: shared.clone(),
-            number,
-            listeners: own,
-            arrivals: arriving,
-            accepting: Some(acceptor.clone()),
-            serving: tell_serving,
-        };
-        let ending = ending.clone();
-        let thread = std::thread::Builder::new().name(format!("serve-{number}")).spawn(move || {
-            thread::run(setup, tell_ready);
-            // Kept until here: the channel closes when the last thread ends.
-            drop(ending);
-        });
-        threads.push(thread?);
-        ready.push(told_ready);
-        serving.push(told_serving);
-        arrivals.push(arrival);
-    }
-    Ok(Crew { threads, ready, serving, arrivals, ended, accepting })
-}
-
 /// What is in a file that other workers may be reading, too: its position is theirs as well.
 fn read<T: DeserializeOwned>(fd: OwnedFd) -> std::io::Result<T> {
     let file = File::from(fd);
@@ -237,7 +170,7 @@ fn limits(bundle: &Bundle, maxconn: u32) -> Vec<Limits> {
 
 impl Worker {
     async fn follow(mut self, channel: &Arc<Channel>) -> Result<(), WorkerError> {
-        if let Err(error) = self.crew.ready().await {
+        if let Err(error) = self.ready().await {
             // The master may be gone, which is then the reason already.
             let _ = channel.send(&FromWorker::Failed(error.chain()), &[]);
             return Err(error);
@@ -286,11 +219,17 @@ impl Worker {
         Ok(())
     }
 
+    /// Waits until every thread could serve.
+    async fn ready(&mut self) -> Result<(), WorkerError> {
+        self.crew.ready().await?;
+        fault::strike(Step::Ready).map_err(|source| WorkerError::Step { step: "reporting it", source })
+    }
+
     /// Has every thread accept, and says so once they do: from then on an older worker can be spared.
     async fn begin(&mut self, channel: &Channel) -> Result<(), WorkerError> {
         fault::strike(Step::Serve).map_err(|source| WorkerError::Step { step: "serving", source })?;
         self.orders.send_replace(Order::Serve);
-        all_well(&mut self.crew.serving).await?;
+        self.crew.serving().await?;
         // A master that is gone is noticed by the next receive.
         let _ = channel.send(&FromWorker::Serving, &[]);
         Ok(())

@@ -4,6 +4,7 @@
 mod accept;
 mod capacity;
 mod control;
+mod crew;
 mod error;
 mod moving;
 mod start;
