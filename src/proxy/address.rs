@@ -21,8 +21,8 @@ pub(super) fn certain(bind: &Bind) -> Option<Endpoint> {
 }
 
 /// Our end. `binds` are the frontend's: a Unix socket is known by its number among them.
-pub(super) fn local(socket: &TcpStream, binds: &[Bind]) -> Option<Endpoint> {
-    let name = SockRef::from(socket).local_addr().ok()?;
+pub(super) fn local(socket: impl AsFd, binds: &[Bind]) -> Option<Endpoint> {
+    let name = SockRef::from(&socket).local_addr().ok()?;
     if let Some(address) = name.as_socket() {
         return Some(internet(address));
     }

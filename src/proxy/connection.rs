@@ -5,14 +5,14 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::sys::socket::{MsgFlags, recv};
+use rustix::net::{RecvFlags, recv};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 
@@ -26,7 +26,7 @@ use crate::config::{Mode, Proto};
 use crate::handoff::messages::{MovingClient, MovingTunnel};
 use crate::http::h2::PREFACE;
 use crate::logging::Endpoint;
-use crate::socket::{Secrecy, Socket};
+use crate::socket::{Secrecy, Socket, reset_on_close};
 use crate::stats::{Counter, Gauge};
 use crate::upstream::{Backend, Connection};
 
@@ -139,7 +139,7 @@ impl Drop for Presence {
 pub fn serve(
     (thread, site): (Rc<Thread>, Rc<Site>),
     bind: Option<usize>,
-    accepted: (TcpStream, Option<SocketAddr>),
+    accepted: (Socket, Option<SocketAddr>),
     permits: impl Sized,
 ) -> impl Future<Output = ()> {
     let presence = Presence::new(&thread, &site);
@@ -168,7 +168,7 @@ async fn begin(
     thread: Rc<Thread>,
     site: Rc<Site>,
     bind: Option<usize>,
-    (socket, peer): (TcpStream, Option<SocketAddr>),
+    (mut socket, peer): (Socket, Option<SocketAddr>),
 ) -> Option<(Box<Client>, Talk)> {
     let began = (SystemTime::now(), Instant::now());
     let config = site.config();
@@ -180,7 +180,7 @@ async fn begin(
     let local = bind.and_then(address::certain);
     let mut ends = Ends { peer: peer.map(address::internet), local, told: None };
     if bind.is_some_and(|bind| greeting::is_named(&bind.accept_proxy, peer)) {
-        let introduced = greeting::introduced(&socket, &timer).await;
+        let introduced = greeting::introduced(&mut socket, &timer).await;
         ends.told = site.heard(&thread, introduced)?;
     }
     let stream = establish(&site, socket, &timer).await?;
@@ -301,9 +301,7 @@ fn run(mut client: Box<Client>) -> impl Future<Output = ()> {
                 next @ (Next::Close | Next::Linger) => return Box::pin(client.close(next == Next::Linger)).await,
                 Next::Gone => return,
                 Next::Abort => {
-                    // Best effort: without it the client sees an end where there was a break.
-                    let _ = client.stream.socket().map(TcpStream::set_zero_linger);
-                    return;
+                    return client.stream.socket().into_iter().for_each(reset_on_close);
                 }
             }
         }
@@ -311,9 +309,9 @@ fn run(mut client: Box<Client>) -> impl Future<Output = ()> {
 }
 
 /// The TLS handshake, where configured.
-async fn establish(site: &Site, socket: TcpStream, timer: &Timer) -> Option<ClientStream> {
-    let Some(acceptor) = &site.tls else { return Some(ClientStream::Plain(socket.into())) };
-    let mut handshake = Box::pin(acceptor.accept(Socket::from(socket)));
+async fn establish(site: &Site, socket: Socket, timer: &Timer) -> Option<ClientStream> {
+    let Some(acceptor) = &site.tls else { return Some(ClientStream::Plain(socket)) };
+    let mut handshake = Box::pin(acceptor.accept(socket));
     let result = poll_fn(|cx| {
         if timer.poll(cx).is_some() {
             return Poll::Ready(None);
@@ -396,7 +394,9 @@ impl Client {
     /// before it knows: then the client is told by an end of its own, whoever else holds the descriptor.
     async fn leave(&mut self) -> bool {
         let thread = Rc::clone(&self.thread);
-        let (Some(departure), Some(socket)) = (thread.departure.get(), self.stream.socket()) else { return false };
+        // Whoever was answered at once need not be known yet.
+        self.stream.known();
+        let (Some(departure), Some(socket)) = (thread.departure.get(), self.stream.tcp()) else { return false };
         let left = self.timer.left();
         self.left = Some(left);
         let turn = async {
@@ -417,7 +417,7 @@ impl Client {
             ends: self.introduced.then_some((self.peer, self.local)),
         };
         self.stays = Some(departure.successor());
-        self.outcome(departure.offer(moving, socket, room)).await
+        self.outcome(departure.offer(moving, socket.as_fd(), room)).await
     }
 
     /// Waits for what becomes of an offer; nothing when this worker has to end before.
@@ -453,7 +453,7 @@ impl Client {
     /// hold the descriptor too.
     fn may_just_close(&self) -> bool {
         let silent = |socket| self.input.is_empty() && !has_unread(socket);
-        matches!(&self.stream, ClientStream::Plain(socket) if self.stays.is_none() && silent(socket.tcp()))
+        matches!(&self.stream, ClientStream::Plain(socket) if self.stays.is_none() && socket.fd().is_some_and(silent))
     }
 
     /// Says goodbye, then waits briefly for the client's end if it had, or may have, more to say.
@@ -492,7 +492,6 @@ impl Client {
 }
 
 /// Asks the kernel itself: the event loop may not have heard yet.
-fn has_unread(socket: &TcpStream) -> bool {
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-    matches!(recv(socket.as_raw_fd(), &mut [0; 1], flags), Ok(count) if count > 0)
+fn has_unread(socket: BorrowedFd<'_>) -> bool {
+    matches!(recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((1.., _)))
 }

@@ -3,7 +3,7 @@
 //! that the other side has not taken.
 
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,17 +60,16 @@ impl Departure {
     }
 
     /// Offers a client's connection, whose turn it is; true when somebody else owns it from now on.
-    pub(super) async fn offer(&self, client: MovingClient, socket: &TcpStream, _room: SemaphorePermit<'_>) -> bool {
-        let Ok(copy) = socket.as_fd().try_clone_to_owned() else { return false };
+    pub(super) async fn offer(&self, client: MovingClient, socket: BorrowedFd<'_>, _room: SemaphorePermit<'_>) -> bool {
+        let Ok(copy) = socket.try_clone_to_owned() else { return false };
         let (tell, told) = oneshot::channel();
         self.way.send(Leaving::Client(client, copy, tell)).is_ok() && told.await.unwrap_or(false)
     }
 
     /// Offers a tunnel; true when somebody else owns it from now on.
-    pub(super) async fn offer_tunnel(&self, tunnel: MovingTunnel, client: &TcpStream, server: &TcpStream) -> bool {
+    pub(super) async fn offer_tunnel(&self, tunnel: MovingTunnel, [client, server]: [BorrowedFd<'_>; 2]) -> bool {
         let Ok(_room) = self.room.acquire_many(2).await else { return false };
-        let (Ok(client), Ok(server)) = (client.as_fd().try_clone_to_owned(), server.as_fd().try_clone_to_owned())
-        else {
+        let (Ok(client), Ok(server)) = (client.try_clone_to_owned(), server.try_clone_to_owned()) else {
             return false;
         };
         let (tell, told) = oneshot::channel();

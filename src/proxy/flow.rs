@@ -18,20 +18,20 @@ pub(super) const BULK: usize = 16 * 1024;
 
 /// One end of a tunnel, or of a body's way.
 pub trait End: AsyncRead + AsyncWrite + Unpin {
-    /// The socket itself, where what it carries is what the other side shall get.
-    fn plain(&self) -> Option<&TcpStream>;
+    /// The socket itself, where what it carries is what the other side shall get; the event loop knows it.
+    fn plain(&mut self) -> Option<&TcpStream>;
 }
 
 impl End for ServerStream {
-    fn plain(&self) -> Option<&TcpStream> {
-        self.plain()
+    fn plain(&mut self) -> Option<&TcpStream> {
+        ServerStream::plain(self)
     }
 }
 
 impl End for ClientStream {
-    fn plain(&self) -> Option<&TcpStream> {
+    fn plain(&mut self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream.tcp()),
+            Self::Plain(stream) => stream.known().ok(),
             Self::Tls(_) | Self::H2(_) => None,
         }
     }
@@ -212,7 +212,8 @@ impl Flow {
         }
         self.pending.clear();
         self.sent = 0;
-        let (Some(pipe), Some(to)) = (&mut self.pipe, to.plain()) else { return Poll::Ready(Ok(())) };
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        let Some(to) = to.plain() else { return Poll::Ready(Ok(())) };
         while pipe.held() > 0 {
             self.bytes += ready!(pipe.poll_drain(cx, to)).map_err(|_error| Broken::Receiver)? as u64;
         }

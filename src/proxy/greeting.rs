@@ -9,7 +9,6 @@ use std::task::{Poll, ready};
 
 use rustls::ServerConnection;
 use tokio::io::ReadBuf;
-use tokio::net::TcpStream;
 
 use super::address::internet;
 use super::connection::Client;
@@ -17,7 +16,7 @@ use super::fetch::protocol;
 use super::timer::Timer;
 use crate::config::{Fetch, SendProxy, Source};
 use crate::logging::Endpoint;
-use crate::socket::{BadIntroduction, Secrecy, introduce, introduce_self, read_introduction};
+use crate::socket::{BadIntroduction, Secrecy, Socket, introduce, introduce_self, read_introduction};
 use crate::tls::{certificate_field, cipher_name};
 
 /// Why a connection that has to begin with a header ends without being served.
@@ -42,10 +41,11 @@ pub(super) fn is_named(sources: &[Source], peer: Option<SocketAddr>) -> bool {
 
 /// Reads the header and not a byte more; `None` for a connection of the sender's own.
 pub(super) async fn introduced(
-    socket: &TcpStream,
+    socket: &mut Socket,
     timer: &Timer,
 ) -> Result<Option<(Endpoint, Endpoint)>, Unintroduced> {
     let mut header = Vec::new();
+    let Ok(socket) = socket.known() else { return Err(Unintroduced::Late) };
     poll_fn(|cx| {
         loop {
             if timer.poll(cx).is_some() {

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -44,11 +45,25 @@ impl ClientStream {
         }
     }
 
-    /// The TCP socket below, where it is this stream's alone.
-    pub fn socket(&self) -> Option<&TcpStream> {
+    /// The socket below, where it is this stream's alone.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Plain(stream) => Some(stream.tcp()),
-            Self::Tls(stream) => Some(stream.get_ref().0.tcp()),
+            Self::Plain(stream) => stream.fd(),
+            Self::Tls(stream) => stream.get_ref().0.fd(),
+            Self::H2(_) => None,
+        }
+    }
+
+    /// The plain stream, if the event loop knows it.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        if let Self::Plain(stream) = self { stream.tcp() } else { None }
+    }
+
+    /// The same, for waiting: the event loop knows it from now on.
+    pub fn known(&mut self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(stream) => stream.known().ok(),
+            Self::Tls(stream) => stream.get_mut().0.known().ok(),
             Self::H2(_) => None,
         }
     }
@@ -72,7 +87,7 @@ impl ClientStream {
         if let Self::H2(stream) = self {
             return poll_fn(|cx| if stream.poll_gone(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
         }
-        if let Some(socket) = self.socket() {
+        if let Some(socket) = self.known() {
             // What is wrong does not matter.
             let _ = socket.ready(Interest::ERROR).await;
         }

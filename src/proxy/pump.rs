@@ -111,8 +111,9 @@ impl Pump {
                 ready!(self.poll_flush(cx, to))?;
             }
             self.blocked_on_receiver = false;
-            if let (Some(plain), Some(_)) = (from.plain(), to.plain())
-                && self.transcoder.unchanged() >= BULK as u64
+            // The length first: asking for the sockets acquaints the event loop with them.
+            if self.transcoder.unchanged() >= BULK as u64
+                && let (Some(plain), Some(_)) = (from.plain(), to.plain())
                 && self.has_pipe()
             {
                 ready!(self.poll_fill(cx, plain))?;
@@ -202,7 +203,8 @@ impl Pump {
         }
         self.pending.clear();
         self.sent = 0;
-        let (Some(pipe), Some(to)) = (&mut self.pipe, to.plain()) else { return Poll::Ready(Ok(())) };
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        let Some(to) = to.plain() else { return Poll::Ready(Ok(())) };
         while pipe.held() > 0 {
             self.bytes_out += ready!(pipe.poll_drain(cx, to)).map_err(|_error| Broken::Receiver)? as u64;
             touch();

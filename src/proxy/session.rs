@@ -2,6 +2,7 @@
 //! Called by `connection` once a connection is established. Never looks at a byte.
 
 use std::future::poll_fn;
+use std::os::fd::AsFd as _;
 use std::rc::Rc;
 use std::task::{Poll, ready};
 
@@ -130,7 +131,7 @@ async fn leave(client: &mut Client, tunnel: &mut Tunnel, server: &TcpStream, tal
     };
     client.left = Some(moving.left);
     let Some(socket) = client.stream.socket() else { return false };
-    client.outcome(departure.offer_tunnel(moving, socket, server)).await
+    client.outcome(departure.offer_tunnel(moving, [socket, server.as_fd()])).await
 }
 
 fn pack(flow: &mut Flow) -> Option<MovingFlow> {

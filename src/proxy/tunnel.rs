@@ -10,6 +10,7 @@ use h2::Reason;
 use super::connection::Client;
 use super::flow::{Broken, Flow};
 use super::timer::Alarm;
+use crate::socket::reset_on_close;
 use crate::upstream::ServerStream;
 
 /// Bytes that may travel to another worker: what two reads can leave behind, and what fits into a message.
@@ -63,10 +64,7 @@ impl Tunnel {
         client.timer.set(client.left.take().unwrap_or_else(|| self.limit()));
         let ended = poll_fn(|cx| self.poll(cx, client, server)).await;
         if matches!(ended, Ended::Broken(_)) {
-            // Best effort: without it a side sees an end where there was a break.
-            for socket in [client.stream.socket(), server.socket()].into_iter().flatten() {
-                let _ = socket.set_zero_linger();
-            }
+            [client.stream.socket(), server.socket()].into_iter().flatten().for_each(reset_on_close);
             if let Some(stream) = client.stream.as_h2() {
                 stream.reset(Reason::CONNECT_ERROR);
             }

@@ -14,4 +14,4 @@ pub use introduction::{BadIntroduction, Introduction, Secrecy, introduce, introd
 pub use limits::{Fittings, LimitError, Shortage, Wanted, raise_for};
 pub use migration::cost_of_rebinding;
 pub use path::{Former, beside, settled};
-pub use stream::Socket;
+pub use stream::{Socket, reset_on_close};

@@ -2,106 +2,168 @@
 //! What connections of `upstream` and `proxy` are made of. Never buffers, never blocks.
 //!
 //! The C library's recv(3) and send(3) are cancellation points (pthreads(7)): in a program of several threads each call
-//! switches cancellation on and off again, which shows where a request is four calls.
+//! switches cancellation on and off again, which shows where a request is four calls. A connection that never has to wait
+//! is no business of the event loop's either: who asks once and is answered costs it nothing.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 /// The stream.
 #[derive(Debug)]
-pub struct Socket(TcpStream);
+pub struct Socket(State);
+
+#[derive(Debug)]
+enum State {
+    /// Has not had to wait for anything yet: the event loop does not know it.
+    Fresh(OwnedFd),
+    /// The event loop knows it.
+    Known(TcpStream),
+    /// The event loop had no room for it: as good as reset.
+    Lost,
+}
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Self {
-        Self(stream)
+        Self(State::Known(stream))
     }
 }
 
-impl From<Socket> for TcpStream {
-    fn from(socket: Socket) -> Self {
-        socket.0
+/// For a descriptor that does not block.
+impl From<OwnedFd> for Socket {
+    fn from(socket: OwnedFd) -> Self {
+        Self(State::Fresh(socket))
     }
 }
 
 impl Socket {
-    /// The socket, for whatever is neither reading nor writing.
+    /// The descriptor, for whatever is neither reading nor writing.
     #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
-        &self.0
-    }
-
-    /// Calls the kernel once; it is told by `count` how much was asked for.
-    fn once(
-        &self,
-        interest: Interest,
-        asked: usize,
-        call: impl FnOnce() -> Result<usize, Errno>,
-    ) -> Option<io::Result<usize>> {
-        match self.0.try_io(interest, || Ok(call()?)) {
-            Ok(done) => {
-                if 0 < done && done < asked {
-                    self.exhaust(interest);
-                }
-                Some(Ok(done))
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => None,
-            Err(error) => Some(Err(error)),
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            State::Fresh(socket) => Some(socket.as_fd()),
+            State::Known(stream) => Some(stream.as_fd()),
+            State::Lost => None,
         }
     }
 
-    /// Less than was asked for means that there is no more: the event loop will say when there is, and the call that
-    /// would be refused is spared (epoll(7), "Do I need to continuously read/write a file descriptor until EAGAIN").
-    /// Right only where the event loop runs on this very thread, as all of ours do: what it heard between the call and
-    /// this would be forgotten.
-    fn exhaust(&self, interest: Interest) {
-        let _ = self.0.try_io(interest, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+    /// The stream, if the event loop knows it.
+    #[must_use]
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        if let State::Known(stream) = &self.0 { Some(stream) } else { None }
+    }
+
+    /// The stream, which the event loop knows from now on.
+    ///
+    /// # Errors
+    /// No room in the event loop (epoll_ctl(2)); the stream is closed then.
+    pub fn known(&mut self) -> io::Result<&TcpStream> {
+        if let State::Fresh(_) = self.0
+            && let State::Fresh(socket) = std::mem::replace(&mut self.0, State::Lost)
+        {
+            self.0 = State::Known(TcpStream::from_std(socket.into())?);
+        }
+        self.tcp().ok_or_else(|| ErrorKind::NotConnected.into())
+    }
+
+    /// The same for good.
+    #[must_use]
+    pub fn into_tcp(mut self) -> Option<TcpStream> {
+        self.known().ok()?;
+        if let State::Known(stream) = self.0 { Some(stream) } else { None }
+    }
+
+    /// Reads without taking away.
+    ///
+    /// # Errors
+    /// What recv(2) says.
+    pub async fn peek(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let asked = bytes.len();
+        poll_fn(|cx| {
+            let call = |fd: BorrowedFd<'_>| recv(fd, &mut *bytes, RecvFlags::PEEK).map(|(count, _)| count);
+            self.poll_call(cx, (Interest::READABLE, asked), call)
+        })
+        .await
+    }
+
+    /// Calls the kernel until it does something; it is told by `asked` how much was asked for.
+    fn poll_call(
+        &mut self,
+        cx: &mut Context<'_>,
+        (interest, asked): (Interest, usize),
+        mut call: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
+        if let State::Fresh(socket) = &self.0 {
+            match call(socket.as_fd()) {
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {}
+                done => return Poll::Ready(done.map_err(io::Error::from)),
+            }
+        }
+        let stream = self.known()?;
+        loop {
+            ready!(if interest.is_readable() { stream.poll_read_ready(cx) } else { stream.poll_write_ready(cx) })?;
+            match stream.try_io(interest, || Ok(call(stream.as_fd())?)) {
+                Ok(done) => {
+                    if 0 < done && done < asked {
+                        exhaust(stream, interest);
+                    }
+                    return Poll::Ready(Ok(done));
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
     }
 }
 
+/// Has the other side see a break instead of an end when this is closed.
+pub fn reset_on_close(socket: BorrowedFd<'_>) {
+    // Best effort: without it the other side sees an end.
+    let _ = set_socket_linger(socket, Some(Duration::ZERO));
+}
+
+/// Less than was asked for means that there is no more: the event loop will say when there is, and the call that
+/// would be refused is spared (epoll(7), "Do I need to continuously read/write a file descriptor until EAGAIN").
+/// Right only where the event loop runs on this very thread, as all of ours do: what it heard between the call and
+/// this would be forgotten.
+fn exhaust(stream: &TcpStream, interest: Interest) {
+    let _ = stream.try_io(interest, || Err::<(), _>(ErrorKind::WouldBlock.into()));
+}
+
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            let room = buf.initialize_unfilled();
-            let (asked, call) = (room.len(), || recv(&self.0, room, RecvFlags::empty()).map(|(count, _)| count));
-            if let Some(received) = self.once(Interest::READABLE, asked, call) {
-                buf.advance(received?);
-                return Poll::Ready(Ok(()));
-            }
-        }
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let room = buf.initialize_unfilled();
+        let asked = room.len();
+        let call = |fd: BorrowedFd<'_>| recv(fd, &mut *room, RecvFlags::empty()).map(|(count, _)| count);
+        let received = ready!(self.poll_call(cx, (Interest::READABLE, asked), call))?;
+        buf.advance(received);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            let call = || send(&self.0, bytes, SendFlags::NOSIGNAL);
-            if let Some(sent) = self.once(Interest::WRITABLE, bytes.len(), call) {
-                return Poll::Ready(sent);
-            }
-        }
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let call = |fd: BorrowedFd<'_>| send(fd, bytes, SendFlags::NOSIGNAL);
+        self.poll_call(cx, (Interest::WRITABLE, bytes.len()), call)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let asked = bufs.iter().map(|buf| buf.len()).sum();
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            let call = || sendmsg(&self.0, bufs, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
-            if let Some(sent) = self.once(Interest::WRITABLE, asked, call) {
-                return Poll::Ready(sent);
-            }
-        }
+        let call = |fd: BorrowedFd<'_>| sendmsg(fd, bufs, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL);
+        self.poll_call(cx, (Interest::WRITABLE, asked), call)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -113,8 +175,9 @@ impl AsyncWrite for Socket {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(socket) = self.fd() else { return Poll::Ready(Ok(())) };
+        Poll::Ready(Ok(shutdown(socket, Shutdown::Write)?))
     }
 }
 
@@ -142,6 +205,37 @@ mod tests {
         };
         let (_sent, read) = tokio::join!(sending, far.read_to_end(&mut received));
         assert_eq!((read.unwrap(), received == sent), (sent.len(), true));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_that_the_event_loop_does_not_know_waits_as_well_as_one_that_it_knows() {
+        let (near, mut far) = pair().await;
+        let socket = OwnedFd::from(near.into_tcp().unwrap().into_std().unwrap());
+        let mut near = Socket::from(socket);
+        let mut byte = [0; 16];
+        far.write_all(b"at once").await.unwrap();
+        far.tcp().unwrap().writable().await.unwrap();
+        assert_eq!((near.peek(&mut byte).await.unwrap(), near.read(&mut byte).await.unwrap()), (7, 7));
+        near.write_all(b"at once").await.unwrap();
+        assert!(near.tcp().is_none(), "nobody has waited yet");
+        let (read, _written) = tokio::join!(near.read(&mut byte), async {
+            tokio::task::yield_now().await;
+            far.write_all(b"late").await.unwrap();
+        });
+        assert_eq!((read.unwrap(), near.tcp().is_some()), (4, true));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn more_than_fits_waits_on_one_that_the_event_loop_does_not_know() {
+        let (near, mut far) = pair().await;
+        let mut near = Socket::from(OwnedFd::from(near.into_tcp().unwrap().into_std().unwrap()));
+        let sending = async {
+            near.write_all(&vec![7; 8_000_000]).await.unwrap();
+            near.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let (_sent, read) = tokio::join!(sending, far.read_to_end(&mut received));
+        assert_eq!(read.unwrap(), 8_000_000);
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -65,7 +65,7 @@ impl Acceptor {
     /// # Errors
     /// Why there is no session; the client has been told.
     pub async fn accept(&self, mut io: Socket) -> io::Result<TlsStream<Socket>> {
-        if is_too_old(&io).await? {
+        if is_too_old(&mut io).await? {
             // The library's own refusal would be `handshake_failure`.
             io.write_all(&TOO_OLD).await?;
             // What stays unread would make a reset of the end, which may overtake the alert.
@@ -90,8 +90,8 @@ impl Acceptor {
 
 /// Whether a client knows nothing newer than TLS 1.1, as far as its first bytes are there: the head of a record, that of
 /// a ClientHello, its version (RFC 8446 section 4.1.2).
-async fn is_too_old(io: &Socket) -> io::Result<bool> {
+async fn is_too_old(io: &mut Socket) -> io::Result<bool> {
     let mut first = [0; 11];
-    let known = io.tcp().peek(&mut first).await?;
+    let known = io.peek(&mut first).await?;
     Ok(known == first.len() && first[0] == 22 && first[5] == 1 && first[9] == 3 && first[10] < 3)
 }

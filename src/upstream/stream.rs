@@ -2,7 +2,7 @@
 //! Made by `connect`, used by `proxy` and the checks. Never interprets a byte.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
@@ -42,12 +42,12 @@ impl From<TlsStream<Socket>> for ServerStream {
 }
 
 impl ServerStream {
-    /// The TCP socket below, where it is this stream's alone.
+    /// The socket below, where it is this stream's alone.
     #[must_use]
-    pub fn socket(&self) -> Option<&TcpStream> {
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Plain(stream) => Some(stream.tcp()),
-            Self::Tls(stream) => Some(stream.0.get_ref().0.tcp()),
+            Self::Plain(stream) => stream.fd(),
+            Self::Tls(stream) => stream.0.get_ref().0.fd(),
             Self::Call(_) => None,
         }
     }
@@ -62,7 +62,7 @@ impl ServerStream {
     #[must_use]
     pub fn plain(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream.tcp()),
+            Self::Plain(stream) => stream.tcp(),
             Self::Tls(_) | Self::Call(_) => None,
         }
     }
@@ -71,7 +71,7 @@ impl ServerStream {
     #[must_use]
     pub fn into_plain(self) -> Option<TcpStream> {
         match self {
-            Self::Plain(stream) => Some(stream.into()),
+            Self::Plain(stream) => stream.into_tcp(),
             Self::Tls(_) | Self::Call(_) => None,
         }
     }
@@ -90,8 +90,8 @@ impl ServerStream {
     pub(super) fn is_idle(&mut self, certain: bool) -> bool {
         let silent = match self {
             Self::Plain(stream) => {
-                let read = stream.tcp().try_read(&mut [0; 1]);
-                matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+                let read = stream.tcp().map(|stream| stream.try_read(&mut [0; 1]));
+                matches!(read, Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock)
             }
             // What belongs to TLS alone, such as a ticket, is taken in on the way.
             Self::Tls(stream) => {

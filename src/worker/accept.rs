@@ -3,36 +3,33 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener, TcpStream as StdTcpStream};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, SockRef};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::capacity::{Limits, Permits};
 use super::thread::Order;
 use crate::config::Bind;
 use crate::proxy;
+use crate::socket::Socket;
 
 /// Pause after accept(2) failed, for want of descriptors as a rule: trying at once would spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
-/// A connection that was accepted. The address is that of a TCP client; a Unix socket's stream is a `TcpStream`
-/// all the same, because reading, writing, shutdown and splice are the same calls for both. What differs, addresses
-/// and options of TCP, has its places: here, and `proxy::address`.
-pub type Accepted = (TcpStream, Option<SocketAddr>);
+/// A connection that was accepted, and the address of a TCP client. What is different for one of a Unix socket, addresses
+/// and options of TCP, has its places: here, and `proxy::address`; reading, writing, shutdown and splice are the same.
+pub type Accepted = (Socket, Option<SocketAddr>);
 
-/// A listening socket.
-pub enum Listener {
-    /// TCP.
-    Internet(TcpListener),
-    /// A Unix socket.
-    Unix(UnixListener),
-}
+/// A listening socket, of TCP or Unix. The event loop asks of a `TcpStream` no more than that it is a descriptor, and of
+/// all its types this one lets us call accept(2) ourselves.
+pub struct Listener(TcpStream);
 
 impl Listener {
     /// The listener of a descriptor, by what the kernel says of it.
@@ -40,59 +37,40 @@ impl Listener {
     /// # Errors
     /// No room in the event loop.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        if SockRef::from(&fd).domain()? == Domain::UNIX {
-            return UnixListener::from_std(StdUnixListener::from(fd)).map(Self::Unix);
+        let socket = SockRef::from(&fd);
+        if socket.domain()? != Domain::UNIX {
+            // Accepted sockets inherit it (tcp(7) leaves this unsaid, Linux has always done so).
+            socket.set_tcp_nodelay(true)?;
         }
-        // Accepted sockets inherit it (tcp(7) leaves this unsaid, Linux has always done so).
-        SockRef::from(&fd).set_tcp_nodelay(true)?;
-        TcpListener::from_std(StdTcpListener::from(fd)).map(Self::Internet)
+        socket.set_nonblocking(true)?;
+        TcpStream::from_std(fd.into()).map(Self)
     }
 
     /// Which of a frontend's binds it belongs to.
     pub fn bind_of(&self, binds: &[Bind]) -> Option<usize> {
-        match self {
-            Self::Internet(listener) => proxy::bind_of(listener, binds),
-            Self::Unix(listener) => proxy::bind_of(listener, binds),
-        }
+        proxy::bind_of(&self.0, binds)
     }
 
     fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        Poll::Ready(match self {
-            Self::Internet(listener) => ready!(listener.poll_accept(cx)).map(|(stream, peer)| (stream, Some(peer))),
-            Self::Unix(listener) => {
-                let accepted = ready!(listener.poll_accept(cx));
-                accepted.and_then(|(stream, _unnamed)| Ok((local(stream.into_std()?)?, None)))
-            }
-        })
-    }
-
-    /// Everything that waits in a queue which is about to be closed.
-    fn queued(self) -> Vec<Accepted> {
-        match self {
-            Self::Internet(listener) => {
-                let Ok(listener) = listener.into_std() else { return Vec::new() };
-                let next = || listener.accept().ok();
-                let stream = |(stream, peer): (StdTcpStream, _)| {
-                    stream.set_nonblocking(true).ok()?;
-                    Some((TcpStream::from_std(stream).ok()?, Some(peer)))
-                };
-                std::iter::from_fn(next).filter_map(stream).collect()
-            }
-            Self::Unix(listener) => {
-                let Ok(listener) = listener.into_std() else { return Vec::new() };
-                let next = || listener.accept().ok();
-                let stream = |(stream, _): (StdUnixStream, _)| {
-                    stream.set_nonblocking(true).ok()?;
-                    Some((local(stream).ok()?, None))
-                };
-                std::iter::from_fn(next).filter_map(stream).collect()
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_io(Interest::READABLE, || take(&self.0)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                accepted => return Poll::Ready(accepted),
             }
         }
     }
+
+    /// Everything that waits in a queue which is about to be closed.
+    fn queued(&self) -> Vec<Accepted> {
+        std::iter::from_fn(|| take(&self.0).ok()).collect()
+    }
 }
 
-fn local(stream: StdUnixStream) -> io::Result<TcpStream> {
-    TcpStream::from_std(StdTcpStream::from(OwnedFd::from(stream)))
+/// accept4(2).
+fn take(listener: &TcpStream) -> io::Result<Accepted> {
+    let (socket, peer) = acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    Ok((socket.into(), peer.and_then(|peer| SocketAddr::try_from(peer).ok())))
 }
 
 /// Accepts until ordered otherwise; every connection goes to `serve` with its permits, if the limits count for
