@@ -91,8 +91,17 @@ impl<'a> Report<'a> {
         self.warnings.borrow().iter().map(|problem| format!("warning: {}", self.line(problem))).collect()
     }
 
+    /// One line, whatever it quotes: control characters are written as in a string of Rust.
     fn line(&self, problem: &Problem) -> String {
-        format!("{}: {}; {}", self.place(problem.span.start), problem.message, problem.label)
+        let line = format!("{}: {}; {}", self.place(problem.span.start), problem.message, problem.label);
+        line.chars().fold(String::with_capacity(line.len()), |mut shown, character| {
+            if character.is_control() {
+                shown.extend(character.escape_debug());
+            } else {
+                shown.push(character);
+            }
+            shown
+        })
     }
 
     fn render(&self, level: Level<'static>, problem: &Problem) -> String {
@@ -145,5 +154,12 @@ mod tests {
         let report = Report::new(Path::new("f.toml"), "ä = 1\nb = 2\n");
         assert_eq!(report.place(0), "f.toml:1:1");
         assert_eq!(report.place("ä = 1\nb".len()), "f.toml:2:2");
+    }
+
+    #[test]
+    fn a_line_of_the_log_stays_one_whatever_it_quotes() {
+        let report = Report::new(Path::new("f.toml"), "\"a\\nb\" = 1\n");
+        report.error(0..6, "unknown key `a\nb\u{1b}[31m`", "known here: ä");
+        assert_eq!(report.brief(), "f.toml:1:1: unknown key `a\\nb\\u{1b}[31m`; known here: ä");
     }
 }

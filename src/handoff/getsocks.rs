@@ -55,6 +55,9 @@ pub fn take_from(mut stream: UnixStream) -> Result<Vec<OwnedFd>, HandoffError> {
         if length == 0 || fds.is_empty() {
             return Err(HandoffError::GetSocks("it ended before all sockets were sent"));
         }
+        if fds.len() > count - taken.len() {
+            return Err(HandoffError::GetSocks("it sent more sockets than it had said"));
+        }
         taken.extend(fds);
         let so_far = i32::try_from(taken.len()).unwrap_or(i32::MAX);
         let acknowledged = stream.write_all(&so_far.to_ne_bytes());
@@ -133,6 +136,20 @@ mod tests {
         });
         assert!(matches!(take(&path), Err(HandoffError::GetSocks(_))));
         peer.join().unwrap();
+    }
+
+    #[test]
+    fn a_peer_that_gives_more_sockets_than_it_says_is_refused_and_none_of_them_is_kept() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&2_i32.to_ne_bytes()).unwrap();
+        let (mut watched, given) = std::io::pipe().unwrap();
+        let rights = [ControlMessage::ScmRights(&[given.as_raw_fd(); 3])];
+        let text = [IoSlice::new(&[0; 18])];
+        sendmsg::<()>(theirs.as_raw_fd(), &text, &rights, MsgFlags::empty(), None).unwrap();
+        drop(given);
+        let taken = take_from(ours);
+        assert!(matches!(taken, Err(HandoffError::GetSocks(_))), "{taken:?}");
+        assert_eq!(watched.read(&mut [0]).unwrap(), 0, "the pipe has ended");
     }
 
     #[test]
