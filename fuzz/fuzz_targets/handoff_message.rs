@@ -1,23 +1,4 @@
-//! Messages between master and worker, and between workers: what is understood means the same when it is sent on.
+//! Shows made-up bytes to `tests/properties/handoff_message.rs`.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use proxy::handoff::messages::{FromWorker, Moved, Moving, ToWorker};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-/// What is understood; checks that it can be sent on.
-fn understood<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> bool {
-    let Ok(message) = serde_json::from_slice::<T>(bytes) else { return false };
-    let text = serde_json::to_vec(&message).expect("a message can be written");
-    assert_eq!(serde_json::from_slice::<T>(&text).ok(), Some(message));
-    true
-}
-
-fuzz_target!(|bytes: &[u8]| {
-    // No document means something to both sides: an echo is never taken for an order.
-    let (from, to) = (understood::<FromWorker>(bytes), understood::<ToWorker>(bytes));
-    assert!(!(from && to));
-    let (moving, moved) = (understood::<Moving>(bytes), understood::<Moved>(bytes));
-    assert!(!(moving && moved));
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| properties::handoff_message::holds(bytes));

@@ -1,0 +1,4 @@
+//! Shows made-up bytes to `tests/properties/h2_frames.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| properties::h2_frames::holds(bytes));
