@@ -1,4 +1,5 @@
-//! proxy.toml(5) names every key that the configuration's readers ask for, and none that they do not.
+//! proxy.toml(5) names every key that the configuration's readers ask for, and none that they do not; and the words that
+//! they take.
 
 #![allow(clippy::unwrap_used, reason = "a failing test panics")]
 
@@ -23,25 +24,48 @@ fn key(text: &str) -> Option<String> {
     is_key.then(|| word.to_owned())
 }
 
+/// What reads the configuration, without its tests.
+fn sources() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config");
+    let paths = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let sources = paths.filter(|path| path.file_name().unwrap() != "tests.rs").map(|path| {
+        let source = fs::read_to_string(path).unwrap();
+        source.split("#[cfg(test)]").next().unwrap().to_owned()
+    });
+    sources.collect()
+}
+
 /// Every key that is asked for by a literal.
 fn accepted() -> BTreeSet<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/config");
     let mut keys = BTreeSet::new();
-    for file in fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        if path.file_name().unwrap() == "tests.rs" {
-            continue;
-        }
-        let source = fs::read_to_string(&path).unwrap();
-        let source = source.split("#[cfg(test)]").next().unwrap();
+    for source in sources() {
         for reader in READERS {
             let call = format!(".{reader}(");
             keys.extend(source.match_indices(&call).filter_map(|(at, _)| key(&source[at + call.len()..])));
         }
-        let call = "checked(&mut section,";
-        keys.extend(source.match_indices(call).filter_map(|(at, _)| key(&source[at + call.len()..])));
+        for call in ["checked(&mut section,", "asked(&mut section,"] {
+            keys.extend(source.match_indices(call).filter_map(|(at, _)| key(&source[at + call.len()..])));
+        }
     }
     keys
+}
+
+/// Every word that stands for a variant: `("drain", State::Drain)`, or `Self::Drain => "drain"`.
+fn words() -> BTreeSet<String> {
+    let mut words = BTreeSet::new();
+    // What an expression may hold is written there without quotation marks.
+    for source in sources().iter().filter(|source| !source.contains("enum Fetch")) {
+        let pairs = source.match_indices("(\"").filter_map(|(at, _)| source[at + 2..].split_once('"'));
+        let pairs = pairs.filter(|(_, rest)| {
+            let value = rest.strip_prefix(", ").and_then(|rest| rest.split_once(')')).map_or("", |(value, _)| value);
+            value.contains("::") && value.starts_with(|c: char| c.is_ascii_uppercase())
+        });
+        words.extend(pairs.map(|(word, _)| word.to_owned()));
+        let arms = source.lines().filter_map(|line| line.trim().strip_prefix("Self::")?.split_once(" => \""));
+        words.extend(arms.filter_map(|(_, rest)| Some(rest.split_once("\",")?.0.to_owned())));
+    }
+    words.retain(|word| word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'));
+    words
 }
 
 /// What the page sets in bold and could be a key.
@@ -69,6 +93,15 @@ fn proxy_toml_5_describes_every_key() {
     let described = described(&read("man/proxy.toml.5"));
     let missing: Vec<_> = accepted.difference(&described).collect();
     assert!(missing.is_empty(), "man/proxy.toml.5 does not describe {missing:?} of src/config");
+}
+
+#[test]
+fn proxy_toml_5_names_every_word_that_a_key_may_hold() {
+    let words = words();
+    assert!(words.len() > 20 && words.contains("roundrobin") && words.contains("h2c"), "{words:?}");
+    let page = read("man/proxy.toml.5").replace("\\-", "-");
+    let missing: Vec<_> = words.iter().filter(|word| !page.contains(&format!("\\(dq{word}\\(dq"))).collect();
+    assert!(missing.is_empty(), "man/proxy.toml.5 does not name {missing:?} of src/config");
 }
 
 #[test]

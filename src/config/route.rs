@@ -127,30 +127,33 @@ fn example(mode: Mode) -> &'static str {
 
 fn condition(mut section: Section<'_>, mode: Mode) -> When {
     let mut when = When::default();
-    let keys: &[_] =
-        if mode == Mode::Tcp { &["sni"] } else { &["host", "method", "path", "path-prefix", "path-suffix"] };
-    for key in keys {
-        let texts = section.texts(key);
-        let checked = texts.iter();
-        match *key {
-            "sni" => when.sni = checked.filter_map(|name| pattern(name, &section)).collect(),
-            "host" => when.host = checked.filter_map(|name| pattern(name, &section)).collect(),
-            "method" => when.method = checked.filter_map(|text| method(text, &section)).collect(),
-            "path" => when.path = checked.filter_map(|text| path(text, true, &section)).collect(),
-            "path-prefix" => when.path_prefix = checked.filter_map(|text| path(text, true, &section)).collect(),
-            _ => when.path_suffix = checked.filter_map(|text| path(text, false, &section)).collect(),
-        }
-        if section.value(key).is_some() && texts.is_empty() {
-            // As "no condition" it would let everything through, as "none of these" nothing.
-            section.report.error(section.place(key), format!("`{key}` names nothing"), "name one, or leave it out");
-        }
-    }
+    let keys: &[_] = if mode == Mode::Tcp {
+        when.sni = asked(&mut section, "sni", pattern);
+        &["sni"]
+    } else {
+        when.host = asked(&mut section, "host", pattern);
+        when.method = asked(&mut section, "method", method);
+        when.path = asked(&mut section, "path", path_from_start);
+        when.path_prefix = asked(&mut section, "path-prefix", path_from_start);
+        when.path_suffix = asked(&mut section, "path-suffix", path_to_end);
+        &["host", "method", "path", "path-prefix", "path-suffix"]
+    };
     if keys.iter().all(|key| section.value(key).is_none()) {
         let fix = format!("write when = {}", example(mode));
         section.report.error(section.span.clone(), "a condition that asks for nothing", fix);
     }
     section.finish();
     when
+}
+
+/// The values of one key.
+fn asked(section: &mut Section<'_>, key: &'static str, read: fn(&Text, &Section<'_>) -> Option<String>) -> Vec<String> {
+    let texts = section.texts(key);
+    if section.value(key).is_some() && texts.is_empty() {
+        // As "no condition" it would let everything through, as "none of these" nothing.
+        section.report.error(section.place(key), format!("`{key}` names nothing"), "name one, or leave it out");
+    }
+    texts.iter().filter_map(|text| read(text, section)).collect()
 }
 
 fn method(text: &Text, section: &Section<'_>) -> Option<String> {
@@ -161,13 +164,22 @@ fn method(text: &Text, section: &Section<'_>) -> Option<String> {
     None
 }
 
-/// A path as clients send it, or a part of one.
-fn path(text: &Text, whole: bool, section: &Section<'_>) -> Option<String> {
+/// A path as clients send it, or its beginning.
+fn path_from_start(text: &Text, section: &Section<'_>) -> Option<String> {
+    let fix = "begin with \"/\", percent-encode the rest, leave the query out";
+    path(text, section, (text.text.starts_with('/'), fix))
+}
+
+/// The end of such a path.
+fn path_to_end(text: &Text, section: &Section<'_>) -> Option<String> {
+    path(text, section, (true, "write \".css\""))
+}
+
+fn path(text: &Text, section: &Section<'_>, (begins_well, fix): (bool, &str)) -> Option<String> {
     let sent = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
-    if !text.text.is_empty() && text.text.bytes().all(sent) && (!whole || text.text.starts_with('/')) {
+    if begins_well && !text.text.is_empty() && text.text.bytes().all(sent) {
         return Some(text.text.clone());
     }
-    let fix = if whole { "begin with \"/\", percent-encode the rest, leave the query out" } else { "write \".css\"" };
     section.report.error(text.span.clone(), format!("`{}` is in no path that a client can send", text.text), fix);
     None
 }
