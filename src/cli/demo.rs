@@ -2,6 +2,7 @@
 
 use clap::Args;
 
+use super::run;
 use super::showcase::Showcase;
 use crate::master::{self, Options};
 
@@ -17,14 +18,7 @@ pub(super) fn run(_args: &DemoArgs) -> u8 {
         }
     };
     let options = Options { config: showcase.config(), ..Options::default() };
-    let result = master::run(options, || print!("{}", invitation(&showcase)));
-    match result {
-        Ok(()) => super::DONE,
-        Err(error) => {
-            eprintln!("proxy: {}", error.chain());
-            super::REFUSED
-        }
-    }
+    run::ended(master::run(options, || print!("{}", invitation(&showcase))))
 }
 
 fn invitation(showcase: &Showcase) -> String {

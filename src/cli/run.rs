@@ -50,10 +50,14 @@ fn resume(args: RunArgs) -> u8 {
             return super::REFUSED;
         }
     };
-    let result = match args.rehearse {
+    ended(match args.rehearse {
         true => master::rehearse(&absolute(&args.config), &channel),
         false => master::resume(&options(args), &channel),
-    };
+    })
+}
+
+/// How a master that nobody starts again has ended; returns the exit code.
+pub(super) fn ended(result: Result<(), MasterError>) -> u8 {
     match result {
         Ok(()) => super::DONE,
         Err(error) => {

@@ -33,6 +33,7 @@ pub use resolver::Resolver;
 pub use shown::certificate_field;
 use tickets::BoundTickets;
 pub use tickets::{TicketKeys, random_ticket_key};
+pub use verify::whoever;
 
 /// The library's settings for one frontend.
 fn settings(

@@ -79,7 +79,8 @@ pub(super) fn rules(frontend: &str, auth: &ClientAuth) -> Vec<u8> {
 }
 
 /// Takes whoever answers, as long as it holds the key of what it shows.
-pub(super) fn whoever(provider: &CryptoProvider) -> Arc<dyn ServerCertVerifier> {
+#[must_use]
+pub fn whoever(provider: &CryptoProvider) -> Arc<dyn ServerCertVerifier> {
     Arc::new(Whoever(provider.signature_verification_algorithms))
 }
 
