@@ -106,12 +106,26 @@ fn every_file_says_what_it_owns() {
 
 #[test]
 fn files_stay_readable_in_one_sitting() {
-    let long: Vec<_> = sources()
-        .into_iter()
-        .map(|(name, text)| (name, text.lines().count()))
-        .filter(|(_, lines)| *lines > LONGEST)
-        .collect();
+    let mut files = Vec::new();
+    ["src", "tests", "bench"].iter().for_each(|folder| rust_files(&root().join(folder), &mut files));
+    let lines = files.into_iter().map(|path| (fs::read_to_string(&path).unwrap().lines().count(), path));
+    let long: Vec<_> = lines.filter(|(lines, _)| *lines > LONGEST).collect();
     assert!(long.is_empty(), "longer than {LONGEST} lines: {long:?}");
+}
+
+#[test]
+fn the_map_names_every_folder_and_no_file_that_is_gone() {
+    let map = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut files = Vec::new();
+    rust_files(&root().join("src"), &mut files);
+    rust_files(&root().join("tests"), &mut files);
+    let named: Vec<_> = map.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs")).collect();
+    assert!(named.len() > 50, "{named:?}");
+    let gone: Vec<_> = named.into_iter().filter(|name| !files.iter().any(|file| file.ends_with(name))).collect();
+    assert!(gone.is_empty(), "ARCHITECTURE.md names {gone:?}");
+    for layer in LAYERS.iter().flat_map(|level| level.iter()) {
+        assert!(map.contains(&format!("| `src/{layer}/` | ")), "ARCHITECTURE.md does not say what src/{layer} owns");
+    }
 }
 
 #[test]

@@ -308,6 +308,7 @@ mod tests {
         assert_eq!(batch([MOST_UNREAD / 4; 5].into_iter(), MAX_DESCRIPTORS), 4);
         assert_eq!(batch([MOST_UNREAD * 2].into_iter(), MAX_DESCRIPTORS), 1, "what travels alone travels all the same");
     }
+
     #[test]
     fn a_tunnel_that_holds_as_much_as_it_may_fits_into_one_message() {
         let flow = |byte| MovingFlow { held: vec![byte; MOST_HELD / 2], ended: false };
