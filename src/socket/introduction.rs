@@ -1,13 +1,10 @@
-//! The PROXY protocol, versions 1 and 2: who a connection is for, said by whoever passes it on.
-//! Read by `proxy` from named sources, written by `upstream`. Pure: bytes in, value out, and the other way.
-//! Never believes a header that contradicts itself.
+//! The PROXY protocol as we read it, versions 1 and 2: who a connection is for, said by whoever passes it on.
+//! Read by `proxy` from named sources. Pure: bytes in, value out. Never believes a header that contradicts itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::SendProxy;
-
 /// First bytes of a version 2 header.
-const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+pub(super) const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 /// First bytes of a version 1 header.
 const WORD: &[u8] = b"PROXY ";
 /// Longest version 1 header, line end included.
@@ -155,6 +152,9 @@ where
     Some((source, SocketAddr::new(ip(SIZE)?, port(2 * SIZE + 2)?)))
 }
 
+/// The value that is a checksum of the header.
+const CHECKSUM: u8 = 0x03;
+
 /// Walks the values, of which only the checksum means something here.
 fn check_values(header: &[u8], mut values: &[u8]) -> Result<(), BadIntroduction> {
     while let [kind, high, low, rest @ ..] = values {
@@ -174,143 +174,6 @@ fn check_values(header: &[u8], mut values: &[u8]) -> Result<(), BadIntroduction>
     if values.is_empty() { Ok(()) } else { Err(BadIntroduction::Length) }
 }
 
-const ALPN: u8 = 0x01;
-const AUTHORITY: u8 = 0x02;
-const CHECKSUM: u8 = 0x03;
-const SSL: u8 = 0x20;
-const SSL_VERSION: u8 = 0x21;
-const SSL_CN: u8 = 0x22;
-const SSL_CIPHER: u8 = 0x23;
-
-/// What is known of a client's TLS.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Secrecy {
-    /// `TLSv1.3`.
-    pub version: &'static str,
-    /// As OpenSSL calls it.
-    pub cipher: String,
-    /// The application protocol that was agreed on.
-    pub alpn: Option<Vec<u8>>,
-    /// The name that was asked for.
-    pub authority: Option<String>,
-    /// Whether a certificate was shown, and its common name if it has one.
-    pub certificate: Option<Option<Vec<u8>>>,
-}
-
-/// A header for a connection from `source` to `destination`.
-#[must_use]
-pub fn introduce(
-    version: SendProxy,
-    (source, destination): (SocketAddr, SocketAddr),
-    secrecy: Option<&Secrecy>,
-) -> Vec<u8> {
-    let both = match (source.ip(), destination.ip()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => Both::V4(source, destination),
-        // Of two kinds the older one is written as the newer one.
-        (source, destination) => Both::V6(sixth(source), sixth(destination)),
-    };
-    let ports = (source.port(), destination.port());
-    match version {
-        SendProxy::V1 => both.line(ports),
-        SendProxy::V2 => {
-            let mut body = both.bytes(ports);
-            if let Some(secrecy) = secrecy {
-                secrecy.write(&mut body);
-            }
-            binary_header(0x21, both.family(), &body)
-        }
-    }
-}
-
-/// A header for a connection of our own, such as a health check.
-#[must_use]
-pub fn introduce_self(version: SendProxy) -> Vec<u8> {
-    match version {
-        SendProxy::V1 => b"PROXY UNKNOWN\r\n".to_vec(),
-        SendProxy::V2 => binary_header(0x20, 0, &[]),
-    }
-}
-
-enum Both {
-    V4(Ipv4Addr, Ipv4Addr),
-    V6(Ipv6Addr, Ipv6Addr),
-}
-
-impl Both {
-    fn family(&self) -> u8 {
-        match self {
-            Self::V4(..) => 0x11,
-            Self::V6(..) => 0x21,
-        }
-    }
-
-    fn line(&self, (from, to): (u16, u16)) -> Vec<u8> {
-        match self {
-            Self::V4(source, destination) => format!("PROXY TCP4 {source} {destination} {from} {to}\r\n"),
-            Self::V6(source, destination) => format!("PROXY TCP6 {source} {destination} {from} {to}\r\n"),
-        }
-        .into_bytes()
-    }
-
-    fn bytes(&self, (from, to): (u16, u16)) -> Vec<u8> {
-        let mut bytes = match self {
-            Self::V4(source, destination) => [source.octets(), destination.octets()].concat(),
-            Self::V6(source, destination) => [source.octets(), destination.octets()].concat(),
-        };
-        bytes.extend(from.to_be_bytes());
-        bytes.extend(to.to_be_bytes());
-        bytes
-    }
-}
-
-fn sixth(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    }
-}
-
-impl Secrecy {
-    fn write(&self, body: &mut Vec<u8>) {
-        if let Some(alpn) = &self.alpn {
-            value(body, ALPN, alpn);
-        }
-        if let Some(authority) = &self.authority {
-            value(body, AUTHORITY, authority.as_bytes());
-        }
-        // Over TLS; with a certificate, shown on this connection and in this session.
-        let client = if self.certificate.is_some() { 0x07 } else { 0x01 };
-        // 0: what was shown was believed, and where nothing was shown nothing was missing.
-        let mut inside = vec![client, 0, 0, 0, 0];
-        value(&mut inside, SSL_VERSION, self.version.as_bytes());
-        value(&mut inside, SSL_CIPHER, self.cipher.as_bytes());
-        if let Some(Some(name)) = &self.certificate {
-            value(&mut inside, SSL_CN, name);
-        }
-        value(body, SSL, &inside);
-    }
-}
-
-/// A value with its kind and length; one that does not fit is left out.
-fn value(to: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
-    let Ok(length) = u16::try_from(bytes.len()) else { return };
-    if to.len() + bytes.len() > LONGEST / 2 {
-        return;
-    }
-    to.push(kind);
-    to.extend(length.to_be_bytes());
-    to.extend(bytes);
-}
-
-fn binary_header(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
-    let mut header = SIGNATURE.to_vec();
-    header.extend([command, family]);
-    // Addresses and values are bounded far below.
-    header.extend(u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes());
-    header.extend(body);
-    header
-}
-
 /// CRC-32C (RFC 3720, appendix B.4), bit by bit: a header is short and rarely has one.
 fn crc32c(parts: [&[u8]; 3]) -> u32 {
     let bytes = parts.into_iter().flatten();
@@ -320,15 +183,16 @@ fn crc32c(parts: [&[u8]; 3]) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::socket::introduce::binary_header as v2;
 
-    fn at(text: &str) -> SocketAddr {
+    pub(in crate::socket) fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
 
     /// Every cut of a good header is waited for; with anything behind it is the same header.
-    fn read(header: &[u8]) -> Introduction {
+    pub(in crate::socket) fn read(header: &[u8]) -> Introduction {
         for length in 0..header.len() {
             assert_eq!(read_introduction(&header[..length]), Ok(None), "after {length} bytes");
         }
@@ -384,10 +248,6 @@ mod tests {
         {
             assert_eq!(read_introduction(alien), Err(BadIntroduction::Alien), "{alien:?}");
         }
-    }
-
-    fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
-        binary_header(command, family, body)
     }
 
     const V4: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 7, 0xDC, 4, 1, 0xBB];
@@ -461,29 +321,5 @@ mod tests {
         }
         let short = [&V4[..], &[3, 0, 3, 0, 0, 0]].concat();
         assert_eq!(read_introduction(&v2(0x21, 0x11, &short)), Err(BadIntroduction::Length));
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        let secrecy = Secrecy {
-            version: "TLSv1.3",
-            cipher: String::from("TLS_AES_256_GCM_SHA384"),
-            alpn: Some(b"http/1.1".to_vec()),
-            authority: Some(String::from("a.example")),
-            certificate: Some(Some(b"client".to_vec())),
-        };
-        for version in [SendProxy::V1, SendProxy::V2] {
-            for (source, destination) in
-                [("192.0.2.1:1", "198.51.100.7:2"), ("[2001:db8::1]:1", "[::1]:2"), ("[::ffff:192.0.2.1]:1", "[::1]:2")]
-            {
-                let both = (at(source), at(destination));
-                for secrecy in [None, Some(&secrecy)] {
-                    assert_eq!(read(&introduce(version, both, secrecy)).addresses, Some(both));
-                }
-            }
-            let mixed = introduce(version, (at("192.0.2.1:1"), at("[::1]:2")), None);
-            assert_eq!(read(&mixed).addresses, Some((at("[::ffff:192.0.2.1]:1"), at("[::1]:2"))));
-            assert_eq!(read(&introduce_self(version)).addresses, None);
-        }
     }
 }

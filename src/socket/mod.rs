@@ -2,6 +2,7 @@
 //! Called by `master`; the PROXY protocol by `proxy` and `upstream`. Never accepts.
 
 mod bind;
+mod introduce;
 mod introduction;
 mod limits;
 mod migration;
@@ -10,7 +11,8 @@ mod path;
 mod stream;
 
 pub use bind::{BindError, ListeningSocket, Publication, Sharing, adopt, bind, publish, resume};
-pub use introduction::{BadIntroduction, Introduction, Secrecy, introduce, introduce_self, read_introduction};
+pub use introduce::{Secrecy, introduce, introduce_self};
+pub use introduction::{BadIntroduction, Introduction, read_introduction};
 pub use limits::{Fittings, LimitError, Shortage, Wanted, raise_for};
 pub use migration::cost_of_rebinding;
 pub use path::{Former, beside, settled};
