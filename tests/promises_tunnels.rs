@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, Digest, SHA256};
 use serde_json::Value;
@@ -291,6 +292,42 @@ fn a_new_worker_killed_while_it_takes_tunnels_takes_none_with_it() {
         stream.write_all(b"here!!").unwrap();
         stream.read_exact(&mut [0; 6]).unwrap();
     }
+}
+
+/// What becomes of the tunnels that a successor was offered is in the air until it answers, which it has 5 s for; the others
+/// do not wait for it.
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds have faults")]
+fn a_tunnel_flows_while_it_waits_for_its_turn_to_leave() {
+    const OFFERED: usize = 253;
+    let (site, _second) = site(&echo(), &switching(), "");
+    let _daemon = site.start_faulty();
+    let mut tunnels: Vec<_> = (0..OFFERED + 50).map(|_| connect(site.address())).collect();
+    site.await_status("all are there", |status| status["generations"][0]["connections"] == OFFERED + 50);
+    site.fault("receiving hang");
+    reload(&site);
+    for stream in &mut tunnels {
+        stream.write_all(b"there?").unwrap();
+    }
+    let began = Instant::now();
+    let mut flowing = 0;
+    while flowing < 50 {
+        assert!(began.elapsed() < Duration::from_secs(3), "{flowing} of the 50 that were not offered flow");
+        std::thread::yield_now();
+        flowing = tunnels.iter().filter(|stream| has_answered(stream)).count();
+    }
+    for stream in &mut tunnels {
+        let mut back = [0; 6];
+        stream.read_exact(&mut back).unwrap();
+        assert_eq!(&back, b"there?");
+    }
+}
+
+fn has_answered(stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    let seen = stream.peek(&mut [0; 6]).is_ok_and(|count| count == 6);
+    stream.set_nonblocking(false).unwrap();
+    seen
 }
 
 #[test]

@@ -4,11 +4,12 @@
 
 use std::num::NonZeroU64;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 
 use crate::handoff::MAX_DESCRIPTORS;
 use crate::handoff::messages::{MovingClient, MovingServer, MovingTunnel};
@@ -32,6 +33,9 @@ pub struct Departure {
     /// How many successors there have been.
     successors: Arc<AtomicU64>,
 }
+
+/// Room for both ends of a tunnel, once there is some.
+pub(super) type Turn = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>>>>;
 
 /// Two batches: one on its way, one being filled.
 const ROOM: usize = 2 * MAX_DESCRIPTORS;
@@ -59,6 +63,12 @@ impl Departure {
         self.room.acquire().await.ok()
     }
 
+    /// The turn of a tunnel, to be waited for beside its traffic.
+    pub(super) fn turn(&self) -> Turn {
+        let room = Arc::clone(&self.room);
+        Box::pin(async move { room.acquire_many_owned(2).await.ok() })
+    }
+
     /// Offers a client's connection, whose turn it is; true when somebody else owns it from now on.
     pub(super) async fn offer(&self, client: MovingClient, socket: BorrowedFd<'_>, _room: SemaphorePermit<'_>) -> bool {
         let Ok(copy) = socket.try_clone_to_owned() else { return false };
@@ -66,9 +76,8 @@ impl Departure {
         self.way.send(Leaving::Client(client, copy, tell)).is_ok() && told.await.unwrap_or(false)
     }
 
-    /// Offers a tunnel; true when somebody else owns it from now on.
+    /// Offers a tunnel, whose turn it is; true when somebody else owns it from now on.
     pub(super) async fn offer_tunnel(&self, tunnel: MovingTunnel, [client, server]: [BorrowedFd<'_>; 2]) -> bool {
-        let Ok(_room) = self.room.acquire_many(2).await else { return false };
         let (Ok(client), Ok(server)) = (client.try_clone_to_owned(), server.try_clone_to_owned()) else {
             return false;
         };

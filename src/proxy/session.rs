@@ -101,10 +101,14 @@ pub async fn resume(client: &mut Client, to: (&Rc<Backend>, usize), server: TcpS
 async fn run(client: &mut Client, mut tunnel: Tunnel, mut server: ServerStream, tally: &mut Tally) {
     loop {
         match tunnel.run(client, &mut server).await {
-            Ended::Leaving => match server.plain() {
-                Some(server) if leave(client, &mut tunnel, server, tally).await => return,
-                _ => {}
-            },
+            Ended::Leaving(room) => {
+                if let Some(server) = server.plain()
+                    && leave(client, &mut tunnel, server, tally).await
+                {
+                    return;
+                }
+                drop(room);
+            }
             Ended::Well => return account(client, tally, &tunnel, *b"--"),
             Ended::Idle(state) | Ended::Broken(state) => return account(client, tally, &tunnel, state),
         }

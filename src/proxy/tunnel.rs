@@ -2,12 +2,14 @@
 //! Run by `session` and `request`. Never looks at a byte.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use h2::Reason;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::connection::Client;
+use super::departure::Turn;
 use super::flow::{Broken, Flow};
 use super::timer::Alarm;
 use crate::socket::reset_on_close;
@@ -41,12 +43,12 @@ pub struct Tunnel {
 }
 
 /// How a tunnel ended, as HAProxy's termination state (configuration manual 8.5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Ended {
     /// Both sides said so.
     Well,
-    /// Not at all: another worker may have it.
-    Leaving,
+    /// Not at all: another worker may have it, and it is its turn.
+    Leaving(OwnedSemaphorePermit),
     /// Nothing moved for too long, or the worker ends.
     Idle([u8; 2]),
     /// A side broke off: neither may take what it has for the whole.
@@ -62,7 +64,12 @@ impl Tunnel {
     /// Moves bytes until both sides have ended.
     pub async fn run(&mut self, client: &mut Client, server: &mut ServerStream) -> Ended {
         client.timer.set(client.left.take().unwrap_or_else(|| self.limit()));
-        let ended = poll_fn(|cx| self.poll(cx, client, server)).await;
+        let mut turn = None;
+        let ended = poll_fn(|cx| match self.poll(cx, client, server) {
+            Poll::Pending => self.poll_turn(cx, client, server, &mut turn).map(Ended::Leaving),
+            ended => ended,
+        })
+        .await;
         if matches!(ended, Ended::Broken(_)) {
             [client.stream.socket(), server.socket()].into_iter().flatten().for_each(reset_on_close);
             if let Some(stream) = client.stream.as_h2() {
@@ -97,13 +104,29 @@ impl Tunnel {
             self.settled |= self.up.bytes > 0 && self.down.bytes > 0;
             client.timer.set(self.limit());
         }
-        // Only now: a tunnel that goes from worker to worker moves something in each. What was read before it began
-        // may be more than fits into a message, and is written first.
-        let light = self.up.held() + self.down.held() <= MOST_HELD;
-        if light && self.broken.is_none() && server.plain().is_some() && client.may_leave() {
-            return Poll::Ready(Ended::Leaving);
-        }
         Poll::Pending
+    }
+
+    /// Waits for its turn to leave, beside the traffic and never before it: a tunnel that goes from worker to worker moves
+    /// something in each. What was read before it began may be more than fits into a message, and is written first.
+    fn poll_turn(
+        &self,
+        cx: &mut Context<'_>,
+        client: &Client,
+        server: &mut ServerStream,
+        turn: &mut Option<Turn>,
+    ) -> Poll<OwnedSemaphorePermit> {
+        let light = self.up.held() + self.down.held() <= MOST_HELD;
+        let free = light && self.broken.is_none() && server.plain().is_some() && client.may_leave();
+        let Some(departure) = client.thread.departure.get().filter(|_| free) else {
+            // Nor does it keep others waiting.
+            *turn = None;
+            return Poll::Pending;
+        };
+        match ready!(turn.get_or_insert_with(|| departure.turn()).as_mut().poll(cx)) {
+            Some(room) => Poll::Ready(room),
+            None => Poll::Pending,
+        }
     }
 
     fn give_up(&mut self, state: [u8; 2], direction: impl FnOnce(&mut Self) -> &mut Flow) {
