@@ -33,7 +33,12 @@ pub fn write_response(
     let kept = |field: &Field| rewrite.keeps(head, field.id) || (field.id == Name::Trailer && streamed);
     copy_fields(map, buf, fields, rewrite.edits, kept);
     write_edits(map, rewrite.edits);
-    if let Body::Length(length) = rewrite.body {
+    // The end of a stream says as much as a length of nought; what a server did not say, nobody says: to gRPC, the fields of
+    // an answer that is all head are metadata.
+    let said = fields.iter().any(|field| field.id == Name::ContentLength);
+    if let Body::Length(length) = rewrite.body
+        && said
+    {
         map.insert(header::CONTENT_LENGTH, http::HeaderValue::from(length));
     }
     if head.upgrade.is_some() {

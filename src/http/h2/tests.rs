@@ -172,6 +172,22 @@ fn a_response_loses_what_belongs_to_its_connection() {
 }
 
 #[test]
+fn an_answer_that_is_all_head_gets_no_length_that_its_server_did_not_give() {
+    for (said, length) in [(&[("grpc-status", "5")][..], None), (&[("content-length", "0")], Some("0"))] {
+        let map = asking("GET", "/", said).fields;
+        let (mut buf, mut fields) = (Vec::new(), Vec::new());
+        let asked = Asked::from(Method::Get);
+        let head = read_response((200, &map, true), asked, &LIMITS, (&mut buf, &mut fields)).unwrap();
+        let edits = HeaderEdits::default();
+        let rewrite =
+            ResponseRewrite { edits: &edits, persistence: Persistence::KeepAliveImplicit, body: Body::Length(0) };
+        let (response, _) = write_response(&buf, &head, &fields, &rewrite).unwrap();
+        let written = response.headers().get("content-length").map(|value| value.to_str().unwrap());
+        assert_eq!(written, length, "{said:?}");
+    }
+}
+
+#[test]
 fn a_server_of_http_2_is_trusted_no_more_than_one_of_http_1() {
     let read = |fields: &[(&str, &str)], status, ended| {
         let map = asking("GET", "/", fields).fields;
