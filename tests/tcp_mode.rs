@@ -133,6 +133,40 @@ fn tls_is_taken_off_and_the_rest_passes() {
 }
 
 #[test]
+fn a_client_may_name_any_protocol_and_gets_the_one_that_is_offered() {
+    let site = tcp(&[echo().address], "");
+    certificate(site.folder.path(), "a.pem", &["localhost"]);
+    let configure = |alpn: &str| {
+        let tls = format!("[frontend.web.tls]\ncertificates = [\"a.pem\"]\n{alpn}\n");
+        site.configure(&text_of(&[echo().address], &tls));
+    };
+    let agreed = |offered: &[&[u8]]| {
+        let mut client = TlsClient::new(rustls::ALL_VERSIONS);
+        client.config.alpn_protocols = offered.iter().map(|protocol| protocol.to_vec()).collect();
+        let mut stream = client.shake(site.address(), "localhost").ok()?;
+        stream.write_all(b"x").unwrap();
+        assert_eq!(read_exactly(&mut stream, 1), b"x");
+        Some(stream.conn.alpn_protocol().map(<[u8]>::to_vec))
+    };
+    configure("");
+    let _daemon = site.start();
+    // Nobody here knows what the server speaks.
+    for offered in [&[&b"mqtt"[..]][..], &[b"h2"], &[b"h2", b"http/1.1"], &[]] {
+        assert_eq!(agreed(offered), Some(None), "{offered:?}");
+    }
+    configure("alpn = [\"mqtt\", \"x-amzn-mqtt-ca\"]");
+    assert_eq!(code(&site.proxy(&["reload"])), 0);
+    assert_eq!(agreed(&[b"x-amzn-mqtt-ca", b"mqtt"]), Some(Some(b"mqtt".to_vec())));
+    assert_eq!(agreed(&[]), Some(None));
+    assert_eq!(agreed(&[b"h2"]), None, "RFC 7301 section 3.2");
+    for (wrong, problem) in [("alpn = []", "no protocol at all"), ("alpn = [\"\"]", "1 to 255 bytes")] {
+        configure(wrong);
+        let output = site.proxy(&["check"]);
+        assert!(code(&output) == 1 && text(&output.stderr).contains(problem), "{wrong}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn a_break_is_no_end() {
     let (tell, told) = std::sync::mpsc::channel();
     let origin = Origin::new(move |mut stream| {

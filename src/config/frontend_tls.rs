@@ -10,6 +10,9 @@ use super::section::{Section, Text};
 use super::server_tls::TlsFiles;
 use super::{Certificate, ClientAuth, Mode, TlsServer, tls};
 
+/// RFC 7301 section 3.1.
+const LONGEST_PROTOCOL: usize = 255;
+
 pub(super) fn tls_server(mut section: Section<'_>, (mode, files): (Mode, TlsFiles<'_>)) -> TlsServer {
     let settings = files.bases.with(&mut section);
     let alpn = alpn(&mut section, mode);
@@ -79,25 +82,28 @@ fn cert_dir(name: &Text, section: &Section<'_>, files: TlsFiles<'_>, to: &mut Ve
     folder
 }
 
-/// Application protocols, preferred first.
+/// Application protocols, preferred first. In TCP mode whoever is behind speaks them: any will do, and none is offered
+/// unless named, because a client that wants another one would be refused.
 fn alpn(section: &mut Section<'_>, mode: Mode) -> Vec<String> {
-    if mode == Mode::Tcp {
-        section.refuse(&["alpn"], "means nothing where no request is understood", "leave it out");
-        return vec![String::from("http/1.1")];
-    }
     let mut protocols = Vec::new();
     let texts = section.texts("alpn");
     for text in &texts {
-        if !["h2", "http/1.1"].contains(&text.text.as_str()) {
+        let spoken = mode == Mode::Tcp || ["h2", "http/1.1"].contains(&text.text.as_str());
+        if !spoken {
             let message = format!("`{}` is no protocol spoken here", text.text);
             section.report.error(text.span.clone(), message, "write \"h2\" or \"http/1.1\"");
+        } else if !(1..=LONGEST_PROTOCOL).contains(&text.text.len()) {
+            let message = format!("the name of a protocol has 1 to {LONGEST_PROTOCOL} bytes");
+            section.report.error(text.span.clone(), message, "write it as it is registered, \"mqtt\" or \"imap\"");
         }
         protocols.push(text.text.clone());
     }
     if section.value("alpn").is_some() && texts.is_empty() {
-        section.report.error(section.place("alpn"), "no protocol at all", "name one, or leave it out for both");
+        let without = if mode == Mode::Tcp { "none" } else { "both" };
+        let fix = format!("name one, or leave it out for {without}");
+        section.report.error(section.place("alpn"), "no protocol at all", fix);
     }
-    if protocols.is_empty() { tls::alpn() } else { protocols }
+    if protocols.is_empty() && mode == Mode::Http { tls::alpn() } else { protocols }
 }
 
 /// Which clients are let in. Without a named authority there is none: those of the system issue to anybody.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct TlsServer {
     /// Certificates; the first is the default for unknown or absent SNI.
     pub certificates: Vec<Certificate>,
-    /// Application protocols offered (ALPN), preferred first; never empty.
+    /// Application protocols offered (ALPN), preferred first; empty only in TCP mode.
     #[serde(default = "alpn")]
     pub alpn: Vec<String>,
     /// Whether TLS 1.2 is offered beside 1.3.
