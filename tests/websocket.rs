@@ -107,6 +107,25 @@ fn an_upgrade_that_is_declined_is_an_ordinary_exchange() {
 }
 
 #[test]
+fn a_server_that_demands_an_upgrade_says_to_what() {
+    let demand = |named: &str| {
+        let head = "HTTP/1.1 426 Upgrade Required\r\nConnection: upgrade\r\nContent-Length: 0\r\nUpgrade: ";
+        format!("{head}{named}\r\n\r\n").into_bytes()
+    };
+    // As what would carry requests past us is not asked for, nobody is told to.
+    for (named, passed) in [("websocket", Some("websocket")), ("foo/2, bar", Some("foo/2, bar")), ("h2c", None)] {
+        let origin = Origin::answering(move |_| demand(named));
+        let site = Site::proxying(&[origin.address], "");
+        let _daemon = site.start();
+        let mut client = Client::connect(site.address());
+        let answer = client.get("/");
+        assert_eq!((answer.status(), answer.field("upgrade").as_deref()), (426, passed), "{named}");
+        assert_eq!(answer.field("connection").as_deref(), passed.map(|_| "Upgrade"), "{named}");
+        assert_eq!(client.get("/").status(), 426, "the connection goes on");
+    }
+}
+
+#[test]
 fn what_would_carry_requests_past_us_is_not_asked_for() {
     let (origin, requests) = Origin::recording(|_| ok("plain"));
     let site = Site::proxying(&[origin.address], "");

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::chunked::write_field;
 use super::framing::tokens;
 use super::request::split_absolute;
+use super::upgrade::protocols;
 use super::{Body, Field, Method, Name, RequestHead, ResponseHead, Version};
 use crate::config::HeaderEdits;
 
@@ -161,8 +162,10 @@ pub fn rebuild_response(
     let interim = head.status < 200;
     copy_fields(out, buf, fields, rewrite.edits, |field| rewrite.keeps(head, field.id));
     write_edits(out, rewrite.edits);
-    if let Some(protocol) = head.upgrade {
-        write_field(out, b"Upgrade", protocol.of(buf));
+    // A 426 has to say what to upgrade to (RFC 9110 section 15.5.22).
+    let named = if head.status == 426 { protocols(buf, fields) } else { head.upgrade };
+    if let Some(protocols) = named {
+        write_field(out, b"Upgrade", protocols.of(buf));
         out.extend_from_slice(b"Connection: Upgrade\r\n");
     }
     if !interim {
