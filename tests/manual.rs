@@ -46,6 +46,12 @@ fn accepted() -> BTreeSet<String> {
         for call in ["checked(&mut section,", "asked(&mut section,"] {
             keys.extend(source.match_indices(call).filter_map(|(at, _)| key(&source[at + call.len()..])));
         }
+        // Those that are asked for, or refused, one after the other.
+        let lists = source.match_indices("&[\"");
+        for (at, _) in lists.filter(|(at, _)| !source[..*at].ends_with("suggestion(other, ")) {
+            let list = source[at + 2..].split(']').next().unwrap();
+            keys.extend(list.split(',').filter_map(key));
+        }
     }
     keys
 }
@@ -120,4 +126,40 @@ fn proxy_toml_5_describes_no_key_that_is_refused() {
         }
     }
     assert!(count > 45, "{count}");
+}
+
+/// The arguments of a macro, as roff takes them apart.
+fn arguments(line: &str) -> Vec<String> {
+    let (mut words, mut quoted) = (vec![String::new()], false);
+    for character in line.chars() {
+        match (character, words.last_mut()) {
+            ('"', _) => quoted = !quoted,
+            (' ', Some(word)) if !quoted => {
+                if !word.is_empty() {
+                    words.push(String::new());
+                }
+            }
+            (_, Some(word)) => word.push(character),
+            (_, None) => {}
+        }
+    }
+    words
+}
+
+#[test]
+fn words_that_a_page_sets_in_turn_are_not_run_together() {
+    let pages = ["man/proxy.8", "man/proxy.toml.5"].map(read);
+    let lines = pages.iter().flat_map(|page| page.lines());
+    let alternating =
+        lines.filter(|line| [".BR ", ".RB ", ".IR ", ".RI ", ".BI ", ".IB "].contains(&&line[..line.len().min(4)]));
+    let mut count = 0;
+    for line in alternating {
+        // Between two arguments there is no space but their own.
+        for pair in arguments(&line[4..]).windows(2) {
+            let ends = pair[0].ends_with(|last: char| last.is_alphanumeric() || ",.;:)".contains(last));
+            assert!(!ends || !pair[1].starts_with(char::is_alphanumeric), "{line}: {pair:?}");
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count}");
 }

@@ -119,8 +119,8 @@ fn a_server_that_demands_an_upgrade_says_to_what() {
         let _daemon = site.start();
         let mut client = Client::connect(site.address());
         let answer = client.get("/");
-        assert_eq!((answer.status(), answer.field("upgrade").as_deref()), (426, passed), "{named}");
-        assert_eq!(answer.field("connection").as_deref(), passed.map(|_| "Upgrade"), "{named}");
+        assert_eq!((answer.status(), answer.field("upgrade")), (426, passed), "{named}");
+        assert_eq!(answer.field("connection"), passed.map(|_| "Upgrade"), "{named}");
         assert_eq!(client.get("/").status(), 426, "the connection goes on");
     }
 }
