@@ -3,16 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use crate::master::Answer;
+use crate::master::facts_of;
 use crate::socket::settled;
 
-/// How long each daemon gets to say which configuration it has.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// What our processes are called (proc(5), comm).
 const NAME: &str = "proxy\n";
 
@@ -61,14 +57,7 @@ fn paths(table: &str, inodes: &BTreeSet<String>) -> BTreeSet<PathBuf> {
 
 /// Whether the daemon behind a path runs with this configuration.
 fn runs_with(place: &Path, config: &Path) -> Option<bool> {
-    let mut stream = UnixStream::connect(place).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    stream.set_write_timeout(Some(PATIENCE)).ok()?;
-    stream.write_all(b"status\n").ok()?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).ok()?;
-    let answer: Answer = serde_json::from_str(&line).ok()?;
-    let its = PathBuf::from(answer.facts.get("config")?.as_str()?);
+    let its = PathBuf::from(facts_of(place)?.get("config")?.as_str()?);
     let same =
         |one: &Path, other: &Path| one.canonicalize().ok().is_some_and(|one| Some(one) == other.canonicalize().ok());
     Some(its == config || same(&its, config))

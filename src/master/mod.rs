@@ -39,3 +39,4 @@ pub use lifecycle::{resume, run};
 pub use request::{Answer, Outcome};
 pub use resume::rehearse;
 pub use start::Options;
+pub use status::facts_of;

@@ -3,8 +3,6 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,8 +16,8 @@ use super::events::Event;
 use super::legacy::Legacy;
 use super::passed::Passed;
 use super::reload::{Plan, Source, prepare};
-use super::request::Answer;
 use super::slots::Directory;
+use super::status::facts_of;
 use super::store::Store;
 use super::tickets::TicketRing;
 use super::workers::is_alive;
@@ -29,9 +27,6 @@ use crate::handoff::memfd_is_missing;
 use crate::logging::Severity;
 use crate::socket::Sharing;
 use crate::stats::{LANES, Memory};
-
-/// How long a daemon that may be running already gets to say so.
-const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the command line says of the daemon.
 #[derive(Debug, Clone, Default)]
@@ -149,11 +144,5 @@ pub(super) fn signal_all(options: &Options) -> Vec<String> {
 
 /// The pid of a daemon that answers on a socket.
 fn answering(socket: &Path) -> Option<u32> {
-    let mut stream = UnixStream::connect(socket).ok()?;
-    stream.set_read_timeout(Some(PROBE_PATIENCE)).ok()?;
-    stream.write_all(b"status\n").ok()?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).ok()?;
-    let answer: Answer = serde_json::from_str(&line).ok()?;
-    u32::try_from(answer.facts.get("pid")?.as_u64()?).ok()
+    u32::try_from(facts_of(socket)?.get("pid")?.as_u64()?).ok()
 }

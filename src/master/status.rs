@@ -1,6 +1,9 @@
-//! What `proxy status` shows.
+//! What `proxy status` shows, and how another process asks for it.
 //! Filled by `lifecycle`, read by people and machines. Never changes anything.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +12,22 @@ use super::lifecycle::Master;
 use super::request::{Answer, Outcome};
 use crate::config::{Expiry, ReloadMode};
 use crate::stats::{Memory, ReloadPath, ReloadResult};
+
+/// How long a daemon gets to say what it is.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the daemon behind an admin socket says of itself, if there is one.
+#[must_use]
+pub fn facts_of(socket: &Path) -> Option<serde_json::Value> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    stream.set_write_timeout(Some(PATIENCE)).ok()?;
+    stream.write_all(b"status\n").ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    let answer: Answer = serde_json::from_str(&line).ok()?;
+    Some(answer.facts)
+}
 
 /// The daemon at one moment.
 #[derive(Serialize)]

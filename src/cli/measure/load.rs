@@ -53,8 +53,7 @@ impl Outcome {
 
     /// Mean time of an answered request.
     pub(super) fn mean(&self) -> Duration {
-        let count = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
-        self.answered.iter().sum::<Duration>().checked_div(count).unwrap_or_default()
+        mean(&self.answered)
     }
 
     /// The time that so many percent of the answered requests stayed within.
@@ -62,6 +61,11 @@ impl Outcome {
         let rank = (self.answered.len() * percent).div_ceil(100);
         self.answered.get(rank.saturating_sub(1)).copied().unwrap_or_default()
     }
+}
+
+/// Nothing where there is nothing.
+pub(super) fn mean(times: &[Duration]) -> Duration {
+    times.iter().sum::<Duration>().checked_div(u32::try_from(times.len()).unwrap_or(u32::MAX)).unwrap_or_default()
 }
 
 struct Shared {

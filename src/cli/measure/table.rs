@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::disturb::Disturbances;
-use super::load::Outcome;
+use super::load::{Outcome, mean};
 use super::subject::Action;
 
 /// One run.
@@ -27,10 +27,6 @@ impl Row {
 /// Milliseconds with one decimal.
 fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 10_000.0).round() / 10.0
-}
-
-fn mean(times: &[Duration]) -> Duration {
-    times.iter().sum::<Duration>().checked_div(u32::try_from(times.len()).unwrap_or(u32::MAX)).unwrap_or_default()
 }
 
 /// For people.
