@@ -80,12 +80,18 @@ pub fn descriptors(number: u32) -> usize {
     fs::read_dir(format!("/proc/{number}/fd")).unwrap().count()
 }
 
-/// Open descriptors of a process: those of pipes, and all others.
-pub fn pipes_and_others(number: u32) -> (usize, usize) {
+/// What the open descriptors of a process lead to.
+pub fn descriptor_names(number: u32) -> Vec<String> {
     let fds = fs::read_dir(format!("/proc/{number}/fd")).unwrap();
     // One that is closed meanwhile is none.
-    let names: Vec<_> = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect();
-    let pipes = names.iter().filter(|name| name.to_string_lossy().starts_with("pipe:")).count();
+    let names = fds.filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+    names.map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+/// Open descriptors of a process: those of pipes, and all others.
+pub fn pipes_and_others(number: u32) -> (usize, usize) {
+    let names = descriptor_names(number);
+    let pipes = names.iter().filter(|name| name.starts_with("pipe:")).count();
     (pipes, names.len() - pipes)
 }
 
