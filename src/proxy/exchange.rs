@@ -1,5 +1,5 @@
 //! Request and response of one exchange under way at the same time, in one task, without locks.
-//! Called by `request` once a server's connection is there. Never chooses a server, never retries.
+//! Called by `forward` once a server's connection is there. Never chooses a server, never retries.
 
 use std::future::poll_fn;
 use std::pin::Pin;

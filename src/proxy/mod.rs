@@ -9,6 +9,7 @@ mod error;
 mod exchange;
 mod fetch;
 mod flow;
+mod forward;
 mod greeting;
 mod h2_connection;
 mod h2_stream;

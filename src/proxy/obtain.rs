@@ -1,5 +1,5 @@
 //! A connection to a server for one request or one tunnel: kept, shared or new, tried again where that may help.
-//! Called by `request` and `session`. Never sends a byte of the client's, never goes on for a client that is gone.
+//! Called by `forward` and `session`. Never sends a byte of the client's, never goes on for a client that is gone.
 
 use std::future::{Future, poll_fn};
 use std::rc::Rc;

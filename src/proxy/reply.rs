@@ -1,5 +1,5 @@
 //! How a server's response begins for a client, in the client's own protocol.
-//! Called by `request` once a response head is there. Never waits for a server.
+//! Called by `forward` once a response head is there. Never waits for a server.
 
 use http::Response;
 
