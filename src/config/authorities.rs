@@ -8,9 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
+use webpki::BorrowedCertRevocationList;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Version};
 
-use super::certificates::{Trouble, read};
+use super::certificates::{Trouble, facts, read};
 use super::section::Section;
 use super::{Authorities, ClientAuth};
 
@@ -20,14 +21,15 @@ const SYSTEM: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Every file of authorities that is named, each once.
 #[derive(Default)]
 pub(super) struct Trust {
-    lists: RefCell<Vec<Authorities>>,
+    /// With whether the file is watched: what changes for some stays for others as it was read.
+    lists: RefCell<Vec<(Authorities, bool)>>,
 }
 
 impl Trust {
     /// The place of a file's authorities in the bundle; those of the system where none is named.
-    pub(super) fn place(&self, file: Option<PathBuf>) -> Result<usize, Trouble> {
+    pub(super) fn place(&self, file: Option<PathBuf>, watched: bool) -> Result<usize, Trouble> {
         let path = file.clone().unwrap_or_else(|| PathBuf::from(SYSTEM));
-        let known = self.lists.borrow().iter().position(|list| list.path == path);
+        let known = self.lists.borrow().iter().position(|(list, its)| list.path == path && *its == watched);
         if let Some(known) = known {
             return Ok(known);
         }
@@ -36,13 +38,27 @@ impl Trust {
             None => (trouble.0, String::from("name a `ca-file`, or install the package ca-certificates")),
         };
         let list = authorities(path).map_err(missing)?;
-        self.lists.borrow_mut().push(list);
+        self.lists.borrow_mut().push((list, watched));
         Ok(self.lists.borrow().len() - 1)
+    }
+
+    /// As [`Authorities::end`] of those at a place.
+    pub(super) fn end(&self, place: usize) -> Option<i64> {
+        self.lists.borrow().get(place).and_then(|(list, _watched)| list.end())
     }
 
     /// What was collected.
     pub(super) fn into_lists(self) -> Vec<Authorities> {
-        self.lists.into_inner()
+        self.lists.into_inner().into_iter().map(|(list, _watched)| list).collect()
+    }
+}
+
+impl Authorities {
+    /// When the first of them ends, in seconds since the epoch. What a distribution keeps is not for anybody here to renew.
+    #[must_use]
+    pub fn end(&self) -> Option<i64> {
+        let own = self.path != Path::new(SYSTEM);
+        self.certificates.iter().filter_map(|der| facts(der)).map(|facts| facts.validity.1).min().filter(|_| own)
     }
 }
 
@@ -100,7 +116,7 @@ pub fn lists_end(lists: &[Vec<u8>]) -> Option<i64> {
 }
 
 /// The revocation lists of a file.
-fn lists(file: &Path) -> Result<Vec<Vec<u8>>, Trouble> {
+pub(super) fn lists(file: &Path) -> Result<Vec<Vec<u8>>, Trouble> {
     let lists = sections(file, SectionKind::Crl)?;
     if lists.is_empty() {
         let problem = format!("`{}` holds no revocation list", file.display());
@@ -113,7 +129,12 @@ fn lists(file: &Path) -> Result<Vec<Vec<u8>>, Trouble> {
                 let fix = "make it with extensions: `crl_extensions` in openssl.cnf, or `-crlexts`";
                 return Err((problem, fix.to_owned()));
             }
-            Ok(_) => {}
+            // Whether the verifier understands all of it; what it would refuse could start no worker.
+            Ok(_) => {
+                if let Err(error) = BorrowedCertRevocationList::from_der(der) {
+                    return Err((format!("`{}` holds a revocation list of no use", file.display()), error.to_string()));
+                }
+            }
             Err(error) => {
                 return Err((format!("`{}` holds a broken revocation list", file.display()), error.to_string()));
             }
@@ -147,10 +168,12 @@ mod tests {
         std::fs::write(&good, made.cert.pem().repeat(2)).unwrap();
         std::fs::write(&bad, made.signing_key.serialize_pem()).unwrap();
         let trust = Trust::default();
-        assert_eq!((trust.place(Some(good.clone())), trust.place(Some(good))), (Ok(0), Ok(0)));
-        let (problem, _) = trust.place(Some(bad)).unwrap_err();
+        assert_eq!((trust.place(Some(good.clone()), false), trust.place(Some(good.clone()), false)), (Ok(0), Ok(0)));
+        // Who watches it has his own.
+        assert_eq!((trust.place(Some(good.clone()), true), trust.place(Some(good), false)), (Ok(1), Ok(0)));
+        let (problem, _) = trust.place(Some(bad), false).unwrap_err();
         assert!(problem.contains("none.pem` holds no certificate of an authority"), "{problem}");
         let lists = trust.into_lists();
-        assert_eq!((lists.len(), lists[0].certificates.len()), (1, 1));
+        assert_eq!((lists.len(), lists[0].certificates.len()), (2, 1));
     }
 }

@@ -11,7 +11,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::ciphers::TlsDefaults;
-use super::expiry::tell_expiry;
+use super::expiry::tell_end;
 use super::section::{Section, as_section, as_text};
 use super::{Certificate, KeyFormat, TlsServer};
 
@@ -45,7 +45,7 @@ pub(super) fn certificate<'a>(
     let key = key.map(|key| locate(&key.text));
     match load(&locate(&file.text), key.as_deref()) {
         Ok(certificate) => {
-            tell_expiry(&certificate, &file, section);
+            tell_end(certificate.not_after, &file, section);
             Some((certificate, key))
         }
         Err((problem, fix)) => {

@@ -1,18 +1,18 @@
 //! When certificates end, and how that is told before clients find out.
-//! Asked by the readers of certificates, the master's log and the statistics. Never reads a clock.
+//! Asked by the readers of certificates and authorities, the master's log and the statistics. Never reads a clock.
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 
 use super::section::{Section, Text};
-use super::{Bundle, Certificate};
+use super::{Authorities, Backend, Bundle, Certificate, Frontend};
 
 /// A certificate that is good for fewer days than this is worth a warning.
 const SOON: i64 = 14;
 const DAY: i64 = 24 * 3600;
 
-/// When a certificate in use ends.
+/// When a certificate in use ends, or the first authority of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Expiry {
     /// `frontend` or `backend`.
@@ -23,23 +23,24 @@ pub struct Expiry {
     pub path: PathBuf,
     /// End of validity, seconds since the epoch.
     pub not_after: i64,
+    /// Whether it is an authority that ends.
+    #[serde(skip)]
+    pub authority: bool,
 }
 
 impl Expiry {
-    /// The `kind` of what clients are shown.
-    pub const FRONTEND: &'static str = "frontend";
-
-    /// Of a frontend's certificates, one per file.
-    #[must_use]
-    pub fn of_frontend(name: &str, certificates: &[Certificate]) -> Vec<Self> {
-        Self::of(Self::FRONTEND, name, certificates)
-    }
-
-    fn of<'a>(kind: &'static str, proxy: &str, certificates: impl IntoIterator<Item = &'a Certificate>) -> Vec<Self> {
+    /// Of a frontend or backend, one per file: that which comes first.
+    fn of(owner: (&'static str, &str), shown: &[Certificate], believed: Option<&Authorities>) -> Vec<Self> {
+        let shown = shown.iter().map(|certificate| (&certificate.path, certificate.not_after, false));
+        let believed = believed.and_then(|list| Some((&list.path, list.end()?, true)));
         let mut all: Vec<Self> = Vec::new();
-        for Certificate { path, not_after, .. } in certificates {
-            if !all.iter().any(|known| known.path == *path) {
-                all.push(Self { kind, proxy: proxy.to_owned(), path: path.clone(), not_after: *not_after });
+        for (path, not_after, authority) in shown.chain(believed) {
+            let (kind, proxy) = (owner.0, owner.1.to_owned());
+            let one = Self { kind, proxy, path: path.clone(), not_after, authority };
+            match all.iter_mut().find(|known| known.path == *path) {
+                Some(known) if not_after < known.not_after => *known = one,
+                Some(_earlier) => {}
+                None => all.push(one),
             }
         }
         all
@@ -48,23 +49,27 @@ impl Expiry {
     /// A line for the log, if it ends soon or has ended.
     #[must_use]
     pub fn warning(&self, now: i64) -> Option<String> {
-        let Self { kind, proxy, path, not_after } = self;
+        let Self { kind, proxy, path, not_after, authority } = self;
         let fate = fate(*not_after, now)?;
-        Some(format!("{kind} {proxy}: the certificate of `{}` {fate}", path.display()))
+        let what = if *authority { "an authority" } else { "the certificate" };
+        Some(format!("{kind} {proxy}: {what} of `{}` {fate}", path.display()))
     }
 }
 
 impl Bundle {
-    /// When the certificates end that clients and servers are shown.
+    /// When the certificates end that clients and servers are shown, and those that vouch for them.
     #[must_use]
     pub fn expiries(&self) -> Vec<Expiry> {
         let mut all = Vec::new();
-        for frontend in &self.frontends {
-            all.extend(frontend.tls.iter().flat_map(|tls| Expiry::of_frontend(&frontend.name, &tls.certificates)));
+        for Frontend { name, tls, .. } in &self.frontends {
+            let Some(tls) = tls else { continue };
+            let believed = tls.client_auth.as_ref().map(|auth| &auth.authorities);
+            all.extend(Expiry::of(("frontend", name), &tls.certificates, believed));
         }
-        for backend in &self.backends {
-            let identity = backend.tls.as_ref().and_then(|tls| tls.identity.as_ref());
-            all.extend(Expiry::of("backend", &backend.name, identity));
+        for Backend { name, tls, .. } in &self.backends {
+            let Some(tls) = tls else { continue };
+            let believed = tls.authorities.and_then(|place| self.authorities.get(place));
+            all.extend(Expiry::of(("backend", name), tls.identity.as_slice(), believed));
         }
         all
     }
@@ -82,13 +87,26 @@ fn fate(not_after: i64, now: i64) -> Option<String> {
     }
 }
 
-/// Warns of a certificate that will be refused, now or soon.
-pub(super) fn tell_expiry(certificate: &Certificate, file: &Text, section: &Section<'_>) {
+/// Warns of a certificate that is refused, now or soon.
+pub(super) fn tell_end(not_after: i64, file: &Text, section: &Section<'_>) {
+    tell(("the certificate", "it"), not_after, file, section);
+}
+
+/// Warns of an authority that is not believed any more, now or soon.
+pub(super) fn tell_end_of_authority(not_after: i64, file: &Text, section: &Section<'_>) {
+    tell(("an authority", "what it has issued"), not_after, file, section);
+}
+
+fn tell((what, whose): (&str, &str), not_after: i64, file: &Text, section: &Section<'_>) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let now = i64::try_from(now).unwrap_or(i64::MAX);
-    if let Some(fate) = fate(certificate.not_after, now) {
-        let fix = if certificate.not_after < now { "clients will refuse it" } else { "clients will refuse it then" };
-        section.report.warning(file.span.clone(), format!("the certificate of `{}` {fate}", file.text), fix);
+    if let Some(fate) = fate(not_after, now) {
+        let then = if not_after < now { "is refused" } else { "will be refused then" };
+        section.report.warning(
+            file.span.clone(),
+            format!("{what} of `{}` {fate}", file.text),
+            format!("{whose} {then}"),
+        );
     }
 }
 

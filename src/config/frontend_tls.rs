@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::authorities::{authorities, revocations};
 use super::certificates::{Trouble, certificate, files_of, load};
-use super::expiry::tell_expiry;
+use super::expiry::{tell_end, tell_end_of_authority};
 use super::section::{Section, Text};
 use super::server_tls::TlsFiles;
 use super::{Certificate, ClientAuth, Mode, TlsServer, tls};
@@ -70,7 +70,7 @@ fn cert_dir(name: &Text, section: &Section<'_>, files: TlsFiles<'_>, to: &mut Ve
                 match load(&path, None) {
                     Ok(certificate) => {
                         let file = Text { text: path.display().to_string(), span: name.span.clone() };
-                        tell_expiry(&certificate, &file, section);
+                        tell_end(certificate.not_after, &file, section);
                         to.push(certificate);
                     }
                     Err(trouble) => report(trouble),
@@ -114,9 +114,15 @@ fn client_auth(mut section: Section<'_>, files: TlsFiles<'_>) -> Option<ClientAu
         let problem = format!("{} has no ca-file", section.name);
         section.report.error(section.span.clone(), problem, "add ca-file = \"FILE.pem\": who issues to clients");
     }
-    let authorities = file.and_then(|name| {
-        let read = authorities(files.bases.ca_file(&name.text, section.report));
-        read.map_err(|(problem, fix)| section.report.outside(name.span, problem, fix)).ok()
+    let authorities = file.and_then(|name| match authorities(files.bases.ca_file(&name.text, section.report)) {
+        Ok(authorities) => {
+            authorities.end().into_iter().for_each(|end| tell_end_of_authority(end, &name, &section));
+            Some(authorities)
+        }
+        Err((problem, fix)) => {
+            section.report.outside(name.span, problem, fix);
+            None
+        }
     });
     let crl_file = section.text("crl-file").map(|name| files.bases.ca_file(&name.text, section.report));
     let crls = crl_file.as_deref().map(|file| revocations(file, &section)).unwrap_or_default();

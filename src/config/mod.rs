@@ -22,6 +22,7 @@ mod rights;
 mod route;
 mod rule;
 mod section;
+mod server_files;
 mod server_tls;
 mod stats;
 mod tls;
@@ -43,6 +44,7 @@ pub use network::Network;
 pub use retry::RetryOn;
 pub use route::{Destination, Route, When};
 pub use rule::{Action, Redirect, Rule};
+pub use server_files::ServerFiles;
 pub use tls::*;
 
 use serde::{Deserialize, Deserializer, Serializer};

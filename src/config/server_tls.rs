@@ -6,6 +6,7 @@ use rustls::pki_types::ServerName;
 use super::authorities::{Trust, revocations};
 use super::certificates::certificate;
 use super::ciphers::TlsDefaults;
+use super::expiry::tell_end_of_authority;
 use super::section::Section;
 use super::{Server, TlsClient};
 
@@ -29,8 +30,10 @@ pub(super) fn tls_client(mut section: Section<'_>, files: TlsFiles<'_>, servers:
             "leave `verify` out, and name a `ca-file` where the authority is your own",
         );
     }
-    let authorities = if verify { authorities(&mut section, files) } else { None };
-    let crls = section.text("crl-file").filter(|_| verify).map(|name| files.bases.ca_file(&name.text, section.report));
+    let watch = section.boolean("watch").unwrap_or(false);
+    let authorities = if verify { authorities(&mut section, files, watch) } else { None };
+    let crl_file =
+        section.text("crl-file").filter(|_| verify).map(|name| files.bases.ca_file(&name.text, section.report));
     let sni = section.text("sni");
     if let Some(name) = &sni
         && !matches!(ServerName::try_from(name.text.as_str()), Ok(ServerName::DnsName(_)))
@@ -43,15 +46,23 @@ pub(super) fn tls_client(mut section: Section<'_>, files: TlsFiles<'_>, servers:
             section.report.error(section.span.clone(), problem, "add sni = \"NAME\"");
         }
     }
-    let identity = match section.value("client-cert") {
-        Some(item) => certificate(item, &section, files.bases).map(|(certificate, _key)| certificate),
-        None => None,
+    let (identity, identity_key) = match section.value("client-cert") {
+        Some(item) => {
+            certificate(item, &section, files.bases).map_or((None, None), |(certificate, key)| (Some(certificate), key))
+        }
+        None => (None, None),
     };
+    if watch && !verify && section.value("client-cert").is_none() {
+        section.report.error(section.place("watch"), "there is no file to watch", "leave it out");
+    }
     let client = TlsClient {
         authorities,
-        crls: crls.map(|file| revocations(&file, &section)).unwrap_or_default(),
+        crls: crl_file.as_deref().map(|file| revocations(file, &section)).unwrap_or_default(),
+        crl_file,
         sni: sni.map(|name| name.text),
         identity,
+        identity_key,
+        watch,
         tls12: settings.tls12,
         ciphers: settings.ciphers,
         groups: settings.groups,
@@ -60,13 +71,18 @@ pub(super) fn tls_client(mut section: Section<'_>, files: TlsFiles<'_>, servers:
     client
 }
 
-fn authorities(section: &mut Section<'_>, files: TlsFiles<'_>) -> Option<usize> {
-    let file = section.text("ca-file").map(|name| files.bases.ca_file(&name.text, section.report));
-    match files.trust.place(file) {
-        Ok(place) => Some(place),
+fn authorities(section: &mut Section<'_>, files: TlsFiles<'_>, watched: bool) -> Option<usize> {
+    let name = section.text("ca-file");
+    let file = name.as_ref().map(|name| files.bases.ca_file(&name.text, section.report));
+    let place = match files.trust.place(file, watched) {
+        Ok(place) => place,
         Err((problem, fix)) => {
             section.report.outside(section.place("ca-file"), problem, fix);
-            None
+            return None;
         }
+    };
+    if let (Some(name), Some(end)) = (&name, files.trust.end(place)) {
+        tell_end_of_authority(end, name, section);
     }
+    Some(place)
 }

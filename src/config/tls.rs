@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 /// TLS settings of one frontend, defaults applied.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsServer {
     /// Certificates; the first is the default for unknown or absent SNI.
     pub certificates: Vec<Certificate>,
@@ -118,10 +118,19 @@ pub struct TlsClient {
     /// DER revocation lists; with any, every certificate of a chain has to be covered.
     #[serde(with = "super::base64_list")]
     pub crls: Vec<Vec<u8>>,
+    /// Where the revocation lists came from.
+    #[serde(default)]
+    pub crl_file: Option<PathBuf>,
     /// The name servers are asked for and have to prove, instead of each one's own host.
     pub sni: Option<String>,
     /// What a server is shown that asks who we are.
     pub identity: Option<Certificate>,
+    /// The file of its key, where it has one of its own.
+    #[serde(default)]
+    pub identity_key: Option<PathBuf>,
+    /// Whether files that change count without a reload.
+    #[serde(default)]
+    pub watch: bool,
     /// Whether TLS 1.2 is offered beside 1.3.
     pub tls12: bool,
     /// As in [`TlsServer`].

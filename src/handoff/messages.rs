@@ -101,6 +101,8 @@ pub enum ToWorker {
     Certificates(String),
     /// Others who vouch for clients of the frontend of this name; one descriptor, a memfd with them in JSON.
     Clients(String),
+    /// Another file for the servers of the backend of this name; one descriptor, a memfd with what it holds in JSON.
+    Servers(String),
     /// End at once.
     Stop,
     /// A fresh socket for the log target with this index; one descriptor.

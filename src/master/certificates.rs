@@ -1,9 +1,9 @@
-//! Certificates, and those that vouch for clients, whose files change: looked for twice a second, sent to the workers
-//! once they are whole.
-//! The two halves stand alone: neither waits for what is wrong with the other.
+//! Certificates, and those that vouch for clients and servers, whose files change: looked for twice a second, sent to the
+//! workers once they are whole.
+//! Each part of a frontend's or backend's files stands alone: none waits for what is wrong with another.
 //! Run beside `lifecycle`, which it tells. Never exchanges a certificate for one that could not be served.
 
-use std::collections::HashSet;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::iter;
@@ -12,7 +12,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 use super::events::Event;
 use super::lifecycle::Master;
 use crate::config::{
-    Bundle, Certificate, ClientAuth, Expiry, Frontend, TlsServer, read_certificates, read_client_auth,
+    Backend, Bundle, Certificate, ClientAuth, Frontend, ServerFiles, TlsServer, read_certificates, read_client_auth,
 };
 use crate::handoff::memory_file;
 use crate::handoff::messages::ToWorker;
@@ -38,14 +38,32 @@ type Mark = (u64, u64, u64, i64, i64);
 /// Whose files were looked at, and by which watch: one that has been replaced is not listened to any more.
 pub(super) struct Sight {
     watch: u64,
-    frontend: String,
+    owner: Owner,
 }
 
-/// What one half of a frontend's files holds.
+/// Whose files they are, by name.
+#[derive(Clone)]
+enum Owner {
+    Frontend(String),
+    Backend(String),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frontend(name) => write!(f, "frontend {name}"),
+            Self::Backend(name) => write!(f, "backend {name}"),
+        }
+    }
+}
+
+/// What one part of the files holds, and where it is read.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Material {
-    Certificates(Vec<Certificate>),
+    /// Of these settings the certificates.
+    Certificates(Box<TlsServer>),
     Clients(ClientAuth),
+    Servers(ServerFiles),
 }
 
 /// What a look found.
@@ -56,11 +74,9 @@ pub(super) enum Found {
     Unusable(String),
 }
 
-/// One half of a frontend's files as they were.
+/// One part of the files as they were.
 struct Watched {
-    frontend: String,
-    /// Where to look; what was found there is below.
-    tls: TlsServer,
+    owner: Owner,
     known: Material,
     marks: Vec<Option<Mark>>,
     /// How often the files have been seen like this.
@@ -80,7 +96,7 @@ impl Watch {
     /// Looks after another configuration from now on, as far as it wants that.
     pub(super) fn turn_to(&mut self, bundle: &Bundle, events: &mpsc::UnboundedSender<Event>) {
         let number = self.number + 1;
-        let watched: Vec<_> = bundle.frontends.iter().flat_map(Watched::halves).collect();
+        let watched = Watched::all(bundle);
         let task = (!watched.is_empty()).then(|| tokio::spawn(look(number, watched, events.clone())).abort_handle());
         *self = Self { number, task };
     }
@@ -100,7 +116,7 @@ async fn look(watch: u64, mut watched: Vec<Watched>, events: mpsc::UnboundedSend
         let looked = tokio::task::spawn_blocking(move || {
             let look = |one: &mut Watched| {
                 let found = one.look(packed)?;
-                Some(Event::Certificates(Sight { watch, frontend: one.frontend.clone() }, found))
+                Some(Event::Certificates(Sight { watch, owner: one.owner.clone() }, found))
             };
             let news: Vec<_> = watched.iter_mut().filter_map(look).collect();
             (watched, news)
@@ -117,16 +133,21 @@ async fn look(watch: u64, mut watched: Vec<Watched>, events: mpsc::UnboundedSend
 }
 
 impl Material {
-    fn read(&self, tls: &TlsServer) -> Result<Self, String> {
+    /// The same as the files hold it now.
+    fn read(&self) -> Result<Self, String> {
         match self {
-            Self::Certificates(_) => read_certificates(tls).map(Self::Certificates),
+            Self::Certificates(tls) => {
+                let certificates = read_certificates(tls)?;
+                Ok(Self::Certificates(Box::new(TlsServer { certificates, ..TlsServer::clone(tls) })))
+            }
             Self::Clients(auth) => read_client_auth(auth).map(Self::Clients),
+            Self::Servers(files) => files.read().map(Self::Servers),
         }
     }
 
-    fn marks(&self, tls: &TlsServer) -> Vec<Option<Mark>> {
+    fn marks(&self) -> Vec<Option<Mark>> {
         match self {
-            Self::Certificates(_) => {
+            Self::Certificates(tls) => {
                 let named = tls.sources.iter().flat_map(|(file, key)| [Some(file), key.as_ref()]).flatten();
                 named.map(|path| mark(path)).chain(tls.cert_dir.iter().flat_map(|folder| marks_of(folder))).collect()
             }
@@ -135,13 +156,16 @@ impl Material {
                 .flatten()
                 .map(|path| mark(path))
                 .collect(),
+            Self::Servers(files) => files.paths().into_iter().map(mark).collect(),
         }
     }
 
-    fn title(&self) -> &'static str {
+    /// What the log says where files cannot be used.
+    fn kept(&self) -> &'static str {
         match self {
-            Self::Certificates(_) => "the certificates",
-            Self::Clients(_) => "the authorities and revocation lists for clients",
+            Self::Certificates(_) => "the certificates stay as they are",
+            Self::Clients(_) => "the authorities and revocation lists for clients stay as they are",
+            Self::Servers(files) => files.kept(),
         }
     }
 }
@@ -157,8 +181,9 @@ fn marks_of(folder: &Path) -> Vec<Option<Mark>> {
 /// The file that workers read it from.
 fn packed(material: &Material) -> io::Result<File> {
     let text = match material {
-        Material::Certificates(certificates) => serde_json::to_vec(certificates),
+        Material::Certificates(tls) => serde_json::to_vec(&tls.certificates),
         Material::Clients(auth) => serde_json::to_vec(auth),
+        Material::Servers(files) => serde_json::to_vec(files),
     };
     let mut file = memory_file("certificates")?;
     file.write_all(&text?)?;
@@ -166,34 +191,44 @@ fn packed(material: &Material) -> io::Result<File> {
 }
 
 impl Watched {
-    fn halves(frontend: &Frontend) -> Vec<Self> {
-        let Some(mut tls) = frontend.tls.as_ref().filter(|tls| tls.watch).cloned() else { return Vec::new() };
-        let certificates = Material::Certificates(mem::take(&mut tls.certificates));
+    /// What of a configuration is to be watched.
+    fn all(bundle: &Bundle) -> Vec<Self> {
+        let of_backend = |backend| Self::of_backend(backend, bundle);
+        bundle.frontends.iter().flat_map(Self::of_frontend).chain(bundle.backends.iter().flat_map(of_backend)).collect()
+    }
+
+    fn of_frontend(frontend: &Frontend) -> Vec<Self> {
+        let Some(mut tls) = frontend.tls.clone().filter(|tls| tls.watch) else { return Vec::new() };
         let clients = tls.client_auth.take().map(Material::Clients);
-        // Not looked at before: what changed since the configuration was read is found the first time.
-        let half = |known| Self {
-            frontend: frontend.name.clone(),
-            tls: tls.clone(),
-            known,
-            marks: Vec::new(),
-            seen: 0,
-            told: None,
-        };
-        iter::once(certificates).chain(clients).map(half).collect()
+        let parts = iter::once(Material::Certificates(Box::new(tls))).chain(clients);
+        parts.map(|known| Self::new(Owner::Frontend(frontend.name.clone()), known)).collect()
+    }
+
+    fn of_backend(backend: &Backend, bundle: &Bundle) -> Vec<Self> {
+        if !backend.tls.as_ref().is_some_and(|tls| tls.watch) {
+            return Vec::new();
+        }
+        let parts = ServerFiles::of(backend, &bundle.authorities).into_iter().map(Material::Servers);
+        parts.map(|known| Self::new(Owner::Backend(backend.name.clone()), known)).collect()
+    }
+
+    /// Not looked at before: what changed since the configuration was read is found the first time.
+    fn new(owner: Owner, known: Material) -> Self {
+        Self { owner, known, marks: Vec::new(), seen: 0, told: None }
     }
 
     /// What there is to tell of a change. One that cannot be packed is as one that cannot be read: tried again later.
     fn look(&mut self, pack: fn(&Material) -> io::Result<File>) -> Option<Found> {
-        if !self.wants_reading(self.known.marks(&self.tls)) {
+        if !self.wants_reading(self.known.marks()) {
             return None;
         }
-        let read = self.known.read(&self.tls).and_then(|material| {
+        let read = self.known.read().and_then(|material| {
             let file =
                 if material == self.known { None } else { Some(pack(&material).map_err(|error| error.to_string())?) };
             Ok(file.map(|file| (material, file)))
         });
         // Else somebody is still writing: a later look sees the end of it.
-        let quiet = self.known.marks(&self.tls) == self.marks;
+        let quiet = self.known.marks() == self.marks;
         if quiet { self.judge(read) } else { None }
     }
 
@@ -219,7 +254,7 @@ impl Watched {
             Err(_) if self.seen < 2 => None,
             Err(problem) if self.told.as_ref() == Some(&problem) => None,
             Err(problem) => {
-                let line = format!("{} stay as they are: {problem}", self.known.title());
+                let line = format!("{}: {problem}", self.known.kept());
                 self.told = Some(problem);
                 Some(Found::Unusable(line))
             }
@@ -233,93 +268,60 @@ fn mark(path: &Path) -> Option<Mark> {
     Some((about.dev(), about.ino(), about.size(), about.ctime(), about.ctime_nsec()))
 }
 
-/// Which certificates have been warned of today.
-#[derive(Default)]
-pub(super) struct Warned {
-    day: u64,
-    certificates: HashSet<Expiry>,
-}
-
-impl Warned {
-    /// What is to be told now of certificates that end: each once a day.
-    fn news(&mut self, expiries: &[Expiry], now: Duration) -> Vec<String> {
-        if !self.is_of(now) {
-            *self = Self { day: day(now), certificates: HashSet::new() };
-        }
-        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let warnings = expiries.iter().filter_map(|expiry| Some((expiry, expiry.warning(now)?)));
-        warnings.filter(|(expiry, _)| self.certificates.insert((*expiry).clone())).map(|(_, line)| line).collect()
-    }
-
-    fn is_of(&self, now: Duration) -> bool {
-        self.day == day(now)
-    }
-}
-
-/// Days since 1970.
-fn day(now: Duration) -> u64 {
-    now.as_secs() / (24 * 3600)
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
 impl Master {
-    /// A look at the files of a frontend had a result. What is right is served by every worker from now on.
+    /// A look at files had a result. What is right is served by every worker from now on.
     pub(super) fn exchange(&mut self, sight: &Sight, found: Found) {
         if sight.watch != self.certificates.number {
             return;
         }
-        let name = &sight.frontend;
+        let owner = &sight.owner;
         match found {
             Found::New(material, file) => {
-                for change in self.serve(name, material, &file) {
-                    self.say(Severity::Notice, &format!("frontend {name}: {change}"));
+                for change in self.serve(owner, material, &file) {
+                    self.say(Severity::Notice, &format!("{owner}: {change}"));
                 }
             }
-            Found::Unusable(problem) => self.say(Severity::Error, &format!("frontend {name}: {problem}")),
+            Found::Unusable(problem) => self.say(Severity::Error, &format!("{owner}: {problem}")),
         }
         self.warn_of_expiry();
     }
 
     /// Returns what has changed.
-    fn serve(&mut self, frontend: &str, found: Material, file: &File) -> Vec<String> {
+    fn serve(&mut self, owner: &Owner, found: Material, file: &File) -> Vec<String> {
         let mut bundle = Bundle::clone(&self.bundle);
-        let known = bundle.frontends.iter_mut().find(|known| known.name == frontend);
-        let Some(tls) = known.and_then(|known| known.tls.as_mut()) else { return Vec::new() };
-        let name = frontend.to_owned();
-        let (message, changes) = match found {
-            Material::Certificates(new) => {
-                let old = mem::replace(&mut tls.certificates, new);
-                (ToWorker::Certificates(name), vec![difference(&old, &tls.certificates)])
-            }
-            Material::Clients(new) => {
-                let changes = tls.client_auth.as_ref().map(|old| client_changes(old, &new)).unwrap_or_default();
-                tls.client_auth = Some(new);
-                (ToWorker::Clients(name), changes)
-            }
-        };
-        self.workers.tell_serving(&message, file.as_fd());
+        let Some((order, changes)) = put(&mut bundle, owner, found) else { return Vec::new() };
+        self.workers.tell_serving(&order, file.as_fd());
         // Whoever replaces a worker that dies has them, too.
         self.bundle = Arc::new(bundle);
         changes
     }
+}
 
-    /// Tells of certificates that end, or have ended, when that has not been told today.
-    pub(super) fn warn_of_expiry(&mut self) {
-        let expiries = self.bundle.expiries();
-        for line in self.warned.news(&expiries, now()) {
-            self.say(Severity::Warning, &line);
+/// Puts something in its place. Returns the order to follow suit, and what has changed.
+fn put(bundle: &mut Bundle, owner: &Owner, found: Material) -> Option<(ToWorker, Vec<String>)> {
+    match (owner, found) {
+        (Owner::Frontend(name), Material::Certificates(new)) => {
+            let tls = tls_of(bundle, name)?;
+            let old = mem::replace(&mut tls.certificates, new.certificates);
+            Some((ToWorker::Certificates(name.clone()), vec![difference(&old, &tls.certificates)]))
         }
+        (Owner::Frontend(name), Material::Clients(new)) => {
+            let tls = tls_of(bundle, name)?;
+            let changes = tls.client_auth.as_ref().map(|old| client_changes(old, &new)).unwrap_or_default();
+            tls.client_auth = Some(new);
+            Some((ToWorker::Clients(name.clone()), changes))
+        }
+        (Owner::Backend(name), Material::Servers(new)) => {
+            let change = new.change().to_owned();
+            bundle.exchange(name, new)?;
+            Some((ToWorker::Servers(name.clone()), vec![change]))
+        }
+        _ => None,
     }
+}
 
-    /// The same, once a day.
-    pub(super) fn warn_daily(&mut self) {
-        if !self.warned.is_of(now()) {
-            self.warn_of_expiry();
-        }
-    }
+fn tls_of<'a>(bundle: &'a mut Bundle, frontend: &str) -> Option<&'a mut TlsServer> {
+    bundle.frontends.iter_mut().find(|known| known.name == frontend)?.tls.as_mut()
 }
 
 /// What the log says of an exchange.
@@ -388,7 +390,7 @@ mod tests {
             tls = { certificates = [\"a.pem\"], watch = true }\n[backend.pool]\n\
             server = [{ name = \"one\", address = \"127.0.0.1:2\" }]\n";
         let loaded = crate::config::load_text(&folder.path().join("proxy.toml"), text, &|_| Ok(())).unwrap();
-        let mut watched = Watched::halves(&loaded.bundle.frontends[0]).pop().unwrap();
+        let mut watched = Watched::all(&loaded.bundle).pop().unwrap();
         write("new.example");
         let full: fn(&Material) -> io::Result<File> = |_| Err(io::ErrorKind::StorageFull.into());
         let told = (0..AGAIN).filter_map(|_| watched.look(full)).collect::<Vec<_>>();
@@ -396,28 +398,8 @@ mod tests {
             matches!(&told[..], [Found::Unusable(line)] if line.starts_with("the certificates stay as they are: "))
         );
         let found = (0..AGAIN).filter_map(|_| watched.look(packed)).collect::<Vec<_>>();
-        assert!(matches!(&found[..], [Found::New(Material::Certificates(new), _)] if new[0].names == ["new.example"]));
-    }
-
-    #[test]
-    fn an_end_that_is_near_is_told_once_a_day() {
-        let day = Duration::from_secs(24 * 3600);
-        let expiry = |path: &str, days: i64| Expiry {
-            kind: Expiry::FRONTEND,
-            proxy: String::from("www"),
-            path: path.into(),
-            not_after: days * 24 * 3600,
-        };
-        let mut warned = Warned::default();
-        let mut all = vec![expiry("near.pem", 105), expiry("far.pem", 200)];
-        assert_eq!(warned.news(&all, day * 100), ["frontend www: the certificate of `near.pem` expires in 5 days"]);
-        // It is a day less by now, but the same day.
-        assert!(warned.news(&all, day * 100 + day / 2).is_empty());
-        all.push(expiry("gone.pem", 99));
-        let gone = "frontend www: the certificate of `gone.pem` has expired";
-        assert_eq!(warned.news(&all, day * 100), [gone]);
-        assert!(warned.news(&all, day * 100).is_empty());
-        assert!(!warned.is_of(day * 101));
-        assert!(warned.news(&all, day * 101).contains(&gone.to_owned()));
+        assert!(
+            matches!(&found[..], [Found::New(Material::Certificates(new), _)] if new.certificates[0].names == ["new.example"])
+        );
     }
 }

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::admin::{AdminSocket, Caller};
 use super::agenda::Wish;
-use super::certificates::Warned;
 use super::events::{self, Event};
+use super::expiry::Warned;
 use super::listeners::{self, Listener};
 use super::log_sockets::LogSockets;
 use super::pidfile::PidFile;

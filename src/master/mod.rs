@@ -8,6 +8,7 @@ mod certificates;
 mod commit;
 mod error;
 mod events;
+mod expiry;
 mod legacy;
 mod lifecycle;
 mod listeners;

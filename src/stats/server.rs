@@ -24,7 +24,7 @@ use super::memory::Memory;
 use super::page::{About, html};
 use super::prometheus;
 use super::snapshot::Snapshot;
-use crate::config::{Bundle, Certificate, Expiry};
+use crate::config::{Bundle, Expiry};
 use crate::handoff::messages::Slots;
 
 /// A request head must be complete within this time, and a kept connection idle no longer.
@@ -60,11 +60,9 @@ impl StatsPage {
         Self { bundle, slots, memory, generation, gate, expiries }
     }
 
-    /// A frontend has other certificates than its configuration was read with.
-    pub fn exchange_certificates(&self, frontend: &str, certificates: &[Certificate]) {
-        let mut all = self.expiries.write().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|known| known.kind != Expiry::FRONTEND || known.proxy != frontend);
-        all.extend(Expiry::of_frontend(frontend, certificates));
+    /// Other certificates are in use than those that the configuration was read with.
+    pub fn exchange_expiries(&self, expiries: Vec<Expiry>) {
+        *self.expiries.write().unwrap_or_else(PoisonError::into_inner) = expiries;
     }
 
     fn snapshot(&self, now: SystemTime) -> Snapshot {

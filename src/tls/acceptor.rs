@@ -12,7 +12,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::resolver::Resolver;
 use super::{TicketKeys, TlsError, settings};
-use crate::config::{ClientAuth, Frontend, TlsServer};
+use crate::config::TlsServer;
 use crate::socket::Socket;
 
 /// An alert that ends a handshake before anything is encrypted, RFC 8446 section 5.1 and 6: a record of two bytes.
@@ -42,10 +42,8 @@ impl Acceptor {
     ///
     /// # Errors
     /// Authorities or lists that the library refuses; the old ones stay.
-    pub fn admit(&self, frontend: &Frontend, auth: ClientAuth, tickets: &Arc<TicketKeys>) -> Result<(), TlsError> {
-        let Some(tls) = &frontend.tls else { return Ok(()) };
-        let tls = TlsServer { client_auth: Some(auth), ..tls.clone() };
-        let config = Arc::new(settings((&frontend.name, &tls), &self.resolver, tickets)?);
+    pub fn admit(&self, frontend: (&str, &TlsServer), tickets: &Arc<TicketKeys>) -> Result<(), TlsError> {
+        let config = Arc::new(settings(frontend, &self.resolver, tickets)?);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }

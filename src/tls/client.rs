@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -14,18 +15,41 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{TlsError, provider, resolver, verify, versions};
-use crate::config::{Authorities, TlsClient};
+use crate::config::{Authorities, Backend, TlsClient};
 use crate::socket::Socket;
 
 /// Tickets kept for the next connection to a server; the library keeps up to 8 of one name.
 const TICKETS: usize = 8;
 
-/// TLS with the servers of one backend.
+/// TLS with the servers of one backend, common to all threads; what it is made of may be exchanged.
 #[derive(Clone)]
 pub struct ClientSettings {
-    config: ClientConfig,
+    made: Arc<RwLock<Made>>,
     sni: Option<String>,
     troubles: Arc<Troubles>,
+}
+
+/// The library's settings, and what becomes of connections that were made with them.
+#[derive(Clone)]
+struct Made {
+    config: Arc<ClientConfig>,
+    terms: Terms,
+}
+
+/// What a connection was made under: authorities, revocation lists, our own certificate.
+#[derive(Clone, Debug, Default)]
+pub struct Terms(Arc<AtomicBool>);
+
+impl Terms {
+    /// Whether others count by now, so that no further request may use the connection.
+    #[must_use]
+    pub fn are_over(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn end(&self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// Why there was no session with each server, the last time; common to all threads, so that a reason is
@@ -57,31 +81,29 @@ impl Troubles {
 }
 
 impl ClientSettings {
-    /// The library's settings for one backend, whose servers are offered these protocols (ALPN).
+    /// The library's settings for one backend.
     ///
     /// # Errors
     /// A key, a list or a combination of settings that the library refuses.
-    pub fn new(tls: &TlsClient, alpn: &[&str], authorities: &[Authorities]) -> Result<Self, TlsError> {
-        let provider = Arc::new(provider(&tls.ciphers, &tls.groups)?);
-        let believed = tls.authorities.and_then(|place| authorities.get(place));
-        let verifier = match believed {
-            Some(believed) => verify::server_verifier(believed, &tls.crls, &provider)?,
-            None => verify::whoever(&provider),
-        };
-        let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(versions(tls.tls12))
-            .map_err(TlsError::Settings)?
-            .dangerous()
-            .with_custom_certificate_verifier(verifier);
-        let mut config = match &tls.identity {
-            Some(identity) => {
-                let identity = resolver::certified(identity, &provider)?;
-                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
-            }
-            None => config.with_no_client_auth(),
-        };
-        config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        Ok(Self { config, sni: tls.sni.clone(), troubles: Arc::default() })
+    pub fn new(backend: &Backend, tls: &TlsClient, authorities: &[Authorities]) -> Result<Self, TlsError> {
+        let made = Made { config: Arc::new(config(backend, tls, authorities)?), terms: Terms::default() };
+        Ok(Self { made: Arc::new(RwLock::new(made)), sni: tls.sni.clone(), troubles: Arc::default() })
+    }
+
+    /// Goes by what the backend's files hold now, on every thread; connections that are open serve no further request.
+    ///
+    /// # Errors
+    /// As [`ClientSettings::new`]; everything stays as it is then.
+    pub fn renew(&self, backend: &Backend, authorities: &[Authorities]) -> Result<(), TlsError> {
+        let Some(tls) = &backend.tls else { return Ok(()) };
+        let fresh = Made { config: Arc::new(config(backend, tls, authorities)?), terms: Terms::default() };
+        let old = mem::replace(&mut *self.made.write().unwrap_or_else(PoisonError::into_inner), fresh);
+        old.terms.end();
+        Ok(())
+    }
+
+    fn made(&self) -> Made {
+        self.made.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// TLS with `server`, which runs on this host, whose name its certificate has to prove.
@@ -91,20 +113,50 @@ impl ClientSettings {
     pub fn server(&self, server: &str, host: &str) -> Result<ServerTls, TlsError> {
         let name = self.sni.as_deref().unwrap_or(host).to_owned();
         let name = ServerName::try_from(name.clone()).map_err(|_invalid| TlsError::Name(name))?;
-        let mut config = self.config.clone();
-        config.resumption = Resumption::in_memory_sessions(TICKETS);
-        let (connector, troubles) = (TlsConnector::from(Arc::new(config)), Arc::clone(&self.troubles));
-        Ok(ServerTls { connector, name, server: server.to_owned(), troubles })
+        let own = Arc::new(Mutex::new(self.made().remembering()));
+        Ok(ServerTls { settings: self.clone(), own, name, server: server.to_owned() })
     }
+}
+
+impl Made {
+    /// The same with sessions of its own.
+    fn remembering(mut self) -> Self {
+        Arc::make_mut(&mut self.config).resumption = Resumption::in_memory_sessions(TICKETS);
+        self
+    }
+}
+
+fn config(backend: &Backend, tls: &TlsClient, authorities: &[Authorities]) -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(provider(&tls.ciphers, &tls.groups)?);
+    let believed = tls.authorities.and_then(|place| authorities.get(place));
+    let verifier = match believed {
+        Some(believed) => verify::server_verifier(believed, &tls.crls, &provider)?,
+        None => verify::whoever(&provider),
+    };
+    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions(tls.tls12))
+        .map_err(TlsError::Settings)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match &tls.identity {
+        Some(identity) => {
+            let identity = resolver::certified(identity, &provider)?;
+            config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
+        }
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = backend.alpn().iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    Ok(config)
 }
 
 /// TLS with one server, on one thread: sessions are resumed without a lock that others wait for.
 #[derive(Clone)]
 pub struct ServerTls {
-    connector: TlsConnector,
+    settings: ClientSettings,
+    /// As of the last handshake, with this server's sessions.
+    own: Arc<Mutex<Made>>,
     name: ServerName<'static>,
     server: String,
-    troubles: Arc<Troubles>,
 }
 
 /// There is no session.
@@ -120,13 +172,24 @@ impl ServerTls {
     ///
     /// # Errors
     /// Why there is no session.
-    pub async fn connect(&self, stream: Socket) -> Result<TlsStream<Socket>, Refused> {
-        match self.connector.connect(self.name.clone(), stream).await {
+    pub async fn connect(&self, stream: Socket) -> Result<(TlsStream<Socket>, Terms), Refused> {
+        let Made { config, terms } = self.current();
+        let troubles = &self.settings.troubles;
+        match TlsConnector::from(config).connect(self.name.clone(), stream).await {
             Ok(stream) => {
-                self.troubles.forget(&self.server);
-                Ok(stream)
+                troubles.forget(&self.server);
+                Ok((stream, terms))
             }
-            Err(source) => Err(Refused { news: self.troubles.note(&self.server, source.to_string()), source }),
+            Err(source) => Err(Refused { news: troubles.note(&self.server, source.to_string()), source }),
         }
+    }
+
+    /// What counts now. A session of the time before would spare a server the proof that it is asked for now.
+    fn current(&self) -> Made {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.terms.are_over() {
+            *own = self.settings.made().remembering();
+        }
+        own.clone()
     }
 }

@@ -25,7 +25,7 @@ use rustls::version::{TLS12, TLS13};
 use crate::config::{Bundle, Frontend, TlsServer, lists_end};
 
 pub use acceptor::Acceptor;
-pub use client::{ClientSettings, Refused, ServerTls};
+pub use client::{ClientSettings, Refused, ServerTls, Terms};
 pub use error::TlsError;
 pub use hello::{Hello, read_hello};
 pub use names::cipher_name;
@@ -93,7 +93,7 @@ pub fn client_settings(bundle: &Bundle) -> Result<Vec<Option<ClientSettings>>, T
             all.push(None);
             continue;
         };
-        let settings = ClientSettings::new(tls, backend.alpn(), &bundle.authorities)?;
+        let settings = ClientSettings::new(backend, tls, &bundle.authorities)?;
         for server in &backend.servers {
             settings.server(&server.name, &server.host)?;
         }

@@ -21,6 +21,7 @@ use super::ServerStream;
 use super::pool::IDLE_TIMEOUT;
 use crate::http::h2::{Io, Stream, read_response};
 use crate::http::{Asked, Body, Field, HeadLimits, Refusal, ResponseHead};
+use crate::tls::Terms;
 
 /// Bytes of a response that a server may send ahead of the client that takes them.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -93,8 +94,10 @@ struct Line {
     send: SendRequest<Bytes>,
     /// Requests under way.
     open: AtomicUsize,
-    /// Whether new requests may use it.
+    /// Whether new requests may use it, as far as anybody has found out.
     open_to_more: Arc<AtomicBool>,
+    /// What its TLS was made under.
+    terms: Option<Terms>,
     opened: Instant,
     /// Milliseconds from `opened` to the end of the last request.
     idle_since: AtomicU64,
@@ -103,6 +106,11 @@ struct Line {
 }
 
 impl Line {
+    /// Whether new requests may use it.
+    fn takes_more(&self) -> bool {
+        self.open_to_more.load(Relaxed) && !self.terms.as_ref().is_some_and(Terms::are_over)
+    }
+
     /// Requests that it takes at a time.
     fn capacity(&self) -> usize {
         self.send.current_max_send_streams().min(MOST_CALLS)
@@ -147,7 +155,7 @@ impl Calls {
     #[must_use]
     pub fn take(&self) -> Option<Call> {
         let mut lines = self.lines.borrow_mut();
-        lines.retain(|line| line.open_to_more.load(Relaxed));
+        lines.retain(|line| line.takes_more());
         let room = |line: &&Arc<Line>| line.open.load(Relaxed) < line.capacity();
         lines.iter().find(room).map(Call::new)
     }
@@ -166,6 +174,7 @@ impl Calls {
             .max_send_buffer_size(SEND_BUFFER)
             .initial_max_send_streams(0);
         self.refused.set(false);
+        let terms = stream.terms();
         let (send, mut connection) = builder.handshake(stream).await?;
         settle(&send, &mut connection).await?;
         let open_to_more = Arc::new(AtomicBool::new(true));
@@ -174,6 +183,7 @@ impl Calls {
             send,
             open: AtomicUsize::new(0),
             open_to_more,
+            terms,
             opened: Instant::now(),
             idle_since: AtomicU64::new(0),
             proven: AtomicBool::new(false),
@@ -188,7 +198,7 @@ impl Calls {
         let patience = u64::try_from(IDLE_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
         self.lines.borrow_mut().retain(|line| {
             let idle = line.age().saturating_sub(line.idle_since.load(Relaxed));
-            line.open_to_more.load(Relaxed) && (line.open.load(Relaxed) > 0 || idle < patience) && !all
+            line.takes_more() && (line.open.load(Relaxed) > 0 || idle < patience) && !all
         });
     }
 }

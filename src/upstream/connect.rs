@@ -67,9 +67,10 @@ impl Way {
         }
         let Some(tls) = &self.tls else { return Ok(stream.into()) };
         let shaken = Box::pin(tls.connect(stream.into())).await;
-        let mut stream = shaken.map_err(|Refused { source, news }| ConnectError::Handshake { source, news })?;
+        let (mut stream, terms) =
+            shaken.map_err(|Refused { source, news }| ConnectError::Handshake { source, news })?;
         // What waits in there looks like standstill to the time-out of a slow server.
         stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-        Ok(stream.into())
+        Ok((stream, terms).into())
     }
 }

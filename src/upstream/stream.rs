@@ -15,6 +15,7 @@ use tokio_rustls::client::TlsStream;
 use super::Call;
 use crate::http::h2::Io;
 use crate::socket::Socket;
+use crate::tls::Terms;
 
 /// A connection to a server.
 pub enum ServerStream {
@@ -27,7 +28,7 @@ pub enum ServerStream {
 }
 
 /// A TLS connection, which says goodbye when it is dropped (RFC 8446 section 6.1).
-pub struct Secured(Box<TlsStream<Socket>>);
+pub struct Secured(Box<TlsStream<Socket>>, Terms);
 
 impl From<TcpStream> for ServerStream {
     fn from(stream: TcpStream) -> Self {
@@ -35,9 +36,9 @@ impl From<TcpStream> for ServerStream {
     }
 }
 
-impl From<TlsStream<Socket>> for ServerStream {
-    fn from(stream: TlsStream<Socket>) -> Self {
-        Self::Tls(Secured(Box::new(stream)))
+impl From<(TlsStream<Socket>, Terms)> for ServerStream {
+    fn from((stream, terms): (TlsStream<Socket>, Terms)) -> Self {
+        Self::Tls(Secured(Box::new(stream), terms))
     }
 }
 
@@ -76,6 +77,11 @@ impl ServerStream {
         }
     }
 
+    /// What it was made under, where that may end.
+    pub(super) fn terms(&self) -> Option<Terms> {
+        if let Self::Tls(stream) = self { Some(stream.1.clone()) } else { None }
+    }
+
     /// The application protocol that was agreed on (ALPN).
     #[must_use]
     pub fn protocol(&self) -> Option<&[u8]> {
@@ -85,7 +91,8 @@ impl ServerStream {
         }
     }
 
-    /// An idle server must be silent: an end, an error or unasked bytes all make it unusable. `certain`
+    /// An idle server must be silent: an end, an error or unasked bytes all make it unusable, and so does TLS whose terms
+    /// are over. `certain`
     /// asks the kernel itself rather than the event loop's memory.
     pub(super) fn is_idle(&mut self, certain: bool) -> bool {
         let silent = match self {
@@ -94,6 +101,7 @@ impl ServerStream {
                 matches!(read, Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock)
             }
             // What belongs to TLS alone, such as a ticket, is taken in on the way.
+            Self::Tls(stream) if stream.1.are_over() => false,
             Self::Tls(stream) => {
                 let mut context = Context::from_waker(Waker::noop());
                 Pin::new(&mut stream.0).poll_read(&mut context, &mut ReadBuf::new(&mut [0; 1])).is_pending()

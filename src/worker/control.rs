@@ -19,7 +19,7 @@ use super::crew::Crew;
 use super::moving::{self, Reception};
 use super::start::{Inheritance, drop_privileges, inherit};
 use super::thread::{Order, Shared};
-use crate::config::{Bundle, Certificate, Frontend};
+use crate::config::Bundle;
 use crate::handoff::fault::{self, Step};
 use crate::handoff::messages::{FromWorker, ToWorker};
 use crate::handoff::{Channel, HandoffError};
@@ -249,26 +249,51 @@ impl Worker {
     }
 
     /// Serves other certificates; a frontend that is not here any more needs none.
-    fn exchange(&self, frontend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
-        let Some((_, acceptor)) = self.acceptor(frontend) else { return Ok(()) };
-        let certificates: Vec<Certificate> = read(fd).map_err(WorkerError::Bundle)?;
-        acceptor.resolver().replace(&certificates)?;
-        self.page.exchange_certificates(frontend, &certificates);
+    fn exchange(&mut self, frontend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
+        let mut bundle = Bundle::clone(&self.bundle);
+        let Some((place, acceptor)) = self.acceptor(frontend) else { return Ok(()) };
+        let Some(tls) = &mut bundle.frontends[place].tls else { return Ok(()) };
+        tls.certificates = read(fd).map_err(WorkerError::Bundle)?;
+        acceptor.resolver().replace(&tls.certificates)?;
+        self.go_by(bundle);
         Ok(())
     }
 
     /// Lets in those for whom others vouch.
-    fn admit(&self, frontend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
-        let Some((frontend, acceptor)) = self.acceptor(frontend) else { return Ok(()) };
-        Ok(acceptor.admit(frontend, read(fd).map_err(WorkerError::Bundle)?, &self.tickets)?)
+    fn admit(&mut self, frontend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
+        let mut bundle = Bundle::clone(&self.bundle);
+        let Some((place, acceptor)) = self.acceptor(frontend) else { return Ok(()) };
+        let Some(tls) = &mut bundle.frontends[place].tls else { return Ok(()) };
+        tls.client_auth = Some(read(fd).map_err(WorkerError::Bundle)?);
+        acceptor.admit((frontend, tls), &self.tickets)?;
+        self.go_by(bundle);
+        Ok(())
     }
 
-    fn acceptor(&self, frontend: &str) -> Option<(&Frontend, &Acceptor)> {
-        let mut both = self.bundle.frontends.iter().zip(&self.acceptors);
-        both.find(|(known, _)| known.name == frontend).and_then(|(known, acceptor)| Some((known, acceptor.as_ref()?)))
+    /// Goes to the servers of a backend by what another file holds.
+    fn renew(&mut self, backend: &str, fd: OwnedFd) -> Result<(), WorkerError> {
+        let mut bundle = Bundle::clone(&self.bundle);
+        let files = read(fd).map_err(WorkerError::Bundle)?;
+        let Some(place) = bundle.exchange(backend, files) else { return Ok(()) };
+        if let Some(settings) = &self.checks.secured[place] {
+            settings.renew(&bundle.backends[place], &bundle.authorities)?;
+        }
+        self.go_by(bundle);
+        Ok(())
     }
 
-    fn obey(&self, channel: &Arc<Channel>, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
+    /// Remembers what has been exchanged, and tells when it ends.
+    fn go_by(&mut self, bundle: Bundle) {
+        self.page.exchange_expiries(bundle.expiries());
+        self.bundle = Arc::new(bundle);
+    }
+
+    fn acceptor(&self, frontend: &str) -> Option<(usize, &Acceptor)> {
+        let place = self.bundle.frontends.iter().position(|known| known.name == frontend)?;
+        Some((place, self.acceptors[place].as_ref()?))
+    }
+
+    fn obey(&mut self, channel: &Arc<Channel>, message: ToWorker, fd: Option<OwnedFd>) -> Followed {
         match (message, fd) {
             (ToWorker::Check, _) => self.check_servers(channel),
             (ToWorker::Drain { abandoned, hard_stop_after }, _) => {
@@ -294,12 +319,20 @@ impl Worker {
             }
             (ToWorker::Certificates(frontend), Some(fd)) => {
                 if let Err(error) = self.exchange(&frontend, fd) {
+                    let error = error.chain();
                     self.logger.event(Severity::Error, &format!("the old certificates stay: {error}"));
                 }
             }
             (ToWorker::Clients(frontend), Some(fd)) => {
                 if let Err(error) = self.admit(&frontend, fd) {
+                    let error = error.chain();
                     self.logger.event(Severity::Error, &format!("clients are let in as before: {error}"));
+                }
+            }
+            (ToWorker::Servers(backend), Some(fd)) => {
+                if let Err(error) = self.renew(&backend, fd) {
+                    let error = error.chain();
+                    self.logger.event(Severity::Error, &format!("servers are believed as before: {error}"));
                 }
             }
             (ToWorker::TicketKeys(keys), _) => {
