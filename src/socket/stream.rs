@@ -24,8 +24,9 @@ pub struct Socket(State);
 
 #[derive(Debug)]
 enum State {
-    /// Has not had to wait for anything yet: the event loop does not know it.
-    Fresh(OwnedFd),
+    /// Has not had to wait for anything yet: the event loop does not know it. It is read once like this: whoever goes on
+    /// reading has to let others have their turn, which the event loop sees to.
+    Fresh { socket: OwnedFd, unread: bool },
     /// The event loop knows it.
     Known(TcpStream),
     /// The event loop had no room for it: as good as reset.
@@ -41,7 +42,7 @@ impl From<TcpStream> for Socket {
 /// For a descriptor that does not block.
 impl From<OwnedFd> for Socket {
     fn from(socket: OwnedFd) -> Self {
-        Self(State::Fresh(socket))
+        Self(State::Fresh { socket, unread: true })
     }
 }
 
@@ -50,7 +51,7 @@ impl Socket {
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
-            State::Fresh(socket) => Some(socket.as_fd()),
+            State::Fresh { socket, .. } => Some(socket.as_fd()),
             State::Known(stream) => Some(stream.as_fd()),
             State::Lost => None,
         }
@@ -67,8 +68,8 @@ impl Socket {
     /// # Errors
     /// No room in the event loop (epoll_ctl(2)); the stream is closed then.
     pub fn known(&mut self) -> io::Result<&TcpStream> {
-        if let State::Fresh(_) = self.0
-            && let State::Fresh(socket) = std::mem::replace(&mut self.0, State::Lost)
+        if let State::Fresh { .. } = self.0
+            && let State::Fresh { socket, .. } = std::mem::replace(&mut self.0, State::Lost)
         {
             self.0 = State::Known(TcpStream::from_std(socket.into())?);
         }
@@ -102,7 +103,9 @@ impl Socket {
         (interest, asked): (Interest, usize),
         mut call: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>,
     ) -> Poll<io::Result<usize>> {
-        if let State::Fresh(socket) = &self.0 {
+        if let State::Fresh { socket, unread } = &self.0
+            && (*unread || interest.is_writable())
+        {
             match call(socket.as_fd()) {
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {}
                 done => return Poll::Ready(done.map_err(io::Error::from)),
@@ -146,6 +149,9 @@ impl AsyncRead for Socket {
         let call = |fd: BorrowedFd<'_>| recv(fd, &mut *room, RecvFlags::empty()).map(|(count, _)| count);
         let received = ready!(self.poll_call(cx, (Interest::READABLE, asked), call))?;
         buf.advance(received);
+        if let State::Fresh { unread, .. } = &mut self.0 {
+            *unread = false;
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -183,6 +189,9 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -223,6 +232,30 @@ mod tests {
             far.write_all(b"late").await.unwrap();
         });
         assert_eq!((read.unwrap(), near.tcp().is_some()), (4, true));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn whoever_sends_without_pause_does_not_keep_the_thread_for_himself() {
+        const READS: usize = 2000;
+        let (near, mut far) = pair().await;
+        let mut near = Socket::from(OwnedFd::from(near.into_tcp().unwrap().into_std().unwrap()));
+        far.write_all(&[7; READS * 16]).await.unwrap();
+        let turns = Rc::new(Cell::new(0));
+        let other = Rc::clone(&turns);
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(async move {
+            loop {
+                other.set(other.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        });
+        let reading = async {
+            for _ in 0..READS {
+                near.read_exact(&mut [0; 16]).await.unwrap();
+            }
+        };
+        local.run_until(reading).await;
+        assert!(turns.get() > 10, "{}", turns.get());
     }
 
     #[tokio::test(flavor = "current_thread")]
