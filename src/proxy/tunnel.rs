@@ -1,5 +1,5 @@
 //! Bytes both ways between a client and a server until both have ended: TCP mode, and HTTP after an upgrade.
-//! Run by `session` and `request`. Never looks at a byte.
+//! Run by `session`. Never looks at a byte.
 
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
