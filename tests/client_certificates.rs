@@ -19,6 +19,7 @@ use rustls::{AlertDescription, Error, HandshakeKind, SupportedProtocolVersion};
 use support::authority::{Authority, parts};
 use support::client::read_message;
 use support::origin::Origin;
+use support::syslog::Syslog;
 use support::tls::{Pair, TlsClient};
 use support::{Port, Site, code, output, pid, serving, text, until};
 use time::OffsetDateTime;
@@ -115,8 +116,11 @@ fn a_client_that_is_let_in_is_known_to_the_server_behind() {
 
 #[test]
 fn who_is_not_believed_is_refused_with_the_alert_that_says_why() {
-    let (site, authority, _origin) = site("{ mode = \"required\", ca-file = \"ca.pem\", crl-file = \"revoked.pem\" }");
+    let auth = "{ mode = \"required\", ca-file = \"ca.pem\", crl-file = \"revoked.pem\" }";
+    let (site, authority, origin) = site(auth);
     fs::write(site.path("revoked.pem"), authority.revoke(&[66], 2101)).unwrap();
+    let syslog = Syslog::new();
+    configure(&site, &origin, &format!("{auth}\n{}", syslog.section()));
     let _daemon = site.start();
     let good = authority.issue_as("good", &[], with_serial(1));
     let revoked = authority.issue_as("revoked", &[], with_serial(66));
@@ -124,15 +128,18 @@ fn who_is_not_believed_is_refused_with_the_alert_that_says_why() {
     let stranger = Authority::new("Test CA").issue("stranger", &[]);
     for versions in [[&TLS12], [&TLS13]] {
         assert!(told(&client(&versions, Some(&good)), site.address()).unwrap().0.contains("x-cn=good\n"));
-        for (identity, alert) in [
-            (None, AlertDescription::CertificateRequired),
-            (Some(&revoked), AlertDescription::CertificateRevoked),
-            (Some(&expired), AlertDescription::CertificateExpired),
+        assert!(syslog.line().contains("\"GET / HTTP/1.1\""));
+        for (identity, alert, reason) in [
+            (None, AlertDescription::CertificateRequired, "peer sent no certificates"),
+            (Some(&revoked), AlertDescription::CertificateRevoked, "invalid peer certificate: Revoked"),
+            (Some(&expired), AlertDescription::CertificateExpired, "invalid peer certificate: certificate expired"),
             // Of the same name, but not of the same key.
-            (Some(&stranger), AlertDescription::DecryptError),
+            (Some(&stranger), AlertDescription::DecryptError, "invalid peer certificate: BadSignature"),
         ] {
             let client = client(&versions, identity.map(String::as_str));
             assert_eq!(refused(&client, site.address()), alert, "{versions:?}");
+            let line = syslog.line();
+            assert!(line.contains(&format!("] web/1: SSL handshake failure ({reason}")), "{versions:?}: {line}");
         }
     }
     // A list that is out of date says nothing any more.

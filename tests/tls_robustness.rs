@@ -15,6 +15,7 @@ use rustls::{ClientConnection, SupportedProtocolVersion};
 use support::client::{get, read_message};
 use support::kernel::descriptors;
 use support::origin::{Origin, ok};
+use support::syslog::Syslog;
 use support::tls::{Pair, TlsClient};
 use support::{Daemon, PATIENCE, Port, Site, reset, serving, until};
 
@@ -144,6 +145,38 @@ fn what_is_no_hello_ends_at_once_and_is_counted_once() {
             assert!(answer.is_empty() || (answer[0], answer.len()) == (ALERT, 7), "{what}: {answer:?}");
             running.is_well_after(number + 1);
         }
+    }
+}
+
+#[test]
+fn who_gets_no_session_is_in_the_log_with_the_reason_unless_nothing_was_said() {
+    // A strict frontend reads the hello by another part of the library.
+    for settings in ["", "strict-sni = true"] {
+        let syslog = Syslog::new();
+        let running = Running::new(&format!("{settings}\n{}[global]\nthreads = 1", syslog.section()));
+        let half = hello(&TlsClient::new(&VERSIONS)).1[..40].to_vec();
+        let cases: [(&[u8], _, _); 5] = [
+            (b"", true, None),
+            (b"GET / HTTP/1.1\r\n\r\n", false, Some("received corrupt message of type InvalidContentType")),
+            (&old_hello([3, 1]), false, Some("nothing newer than TLS 1.1")),
+            (&half, true, Some("the client has ended it")),
+            (&half, false, Some("timed out")),
+        ];
+        for (number, (bytes, ends, reason)) in cases.iter().enumerate() {
+            let mut stream = connect(running.address());
+            stream.write_all(bytes).unwrap();
+            if *ends {
+                stream.shutdown(Shutdown::Write).unwrap();
+            }
+            until("it is counted", || running.errors() > number);
+            // A line about nothing would be in front of the next one.
+            let Some(reason) = reason else { continue };
+            let line = syslog.line();
+            let who = format!("{} [", stream.local_addr().unwrap());
+            let what = format!("] web/1: SSL handshake failure ({reason})");
+            assert!(line.starts_with(&who) && line.ends_with(&what), "{reason}: {line}");
+        }
+        assert_eq!(syslog.left(), 0);
     }
 }
 

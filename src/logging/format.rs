@@ -393,7 +393,7 @@ fn json(record: &Record, context: &Context, out: &mut Vec<u8>) {
     out.extend_from_slice(if whole { b"}" } else { b",\"truncated\":true}" });
 }
 
-fn json_key(out: &mut Vec<u8>, key: &str) {
+pub(super) fn json_key(out: &mut Vec<u8>, key: &str) {
     out.push(b'"');
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b"\":");

@@ -12,6 +12,7 @@ mod queue;
 mod record;
 mod target;
 mod thread;
+mod unserved;
 
 pub use clock::Zone;
 pub use error::FormatError;
@@ -23,6 +24,7 @@ pub use queue::Logger;
 pub use record::{Endpoint, Record};
 pub use target::connect;
 pub use thread::LogThread;
+pub use unserved::Unserved;
 
 #[cfg(test)]
 mod tests;

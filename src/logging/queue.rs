@@ -12,6 +12,7 @@ use crossbeam_queue::SegQueue;
 use super::line::Severity;
 use super::record::Record;
 use super::thread::{self, LogThread};
+use super::unserved::Unserved;
 use crate::config::Bundle;
 
 /// Lines that may wait for the log thread.
@@ -25,6 +26,7 @@ pub(super) const QUEUE: usize = 65_536;
 )]
 pub(super) enum Entry {
     Access(Record),
+    Unserved(Box<Unserved>),
     Event(Severity, String),
 }
 
@@ -95,6 +97,11 @@ impl Logger {
     /// Hands over a finished request. When the queue is full the line is dropped and counted.
     pub fn access(&self, record: Record) {
         self.push(Entry::Access(record));
+    }
+
+    /// Hands over a connection that asked for nothing; it counts as a request among lines.
+    pub fn unserved(&self, connection: Unserved) {
+        self.push(Entry::Unserved(Box::new(connection)));
     }
 
     /// Logs something that happened to the process rather than to a request.

@@ -58,6 +58,31 @@ fn render(format: &str, record: &Record) -> String {
 }
 
 #[test]
+fn a_client_without_a_session_is_told_of_in_haproxys_words_or_as_an_object() {
+    let unserved = Unserved {
+        accepted: record().accepted,
+        client: record().client,
+        frontend: 0,
+        bind: 2,
+        reason: String::from("no \"peer\"\r\ncertificate"),
+    };
+    let shown = |as_json| {
+        let mut out = Vec::new();
+        unserved.render(&context(), as_json, &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let line =
+        "192.0.2.7:41000 [03/Nov/2026:08:32:07.045] www-https/2: SSL handshake failure (no \"peer\"#0D#0Acertificate)";
+    assert_eq!(shown(false), line);
+    let object: serde_json::Value = serde_json::from_str(&shown(true)).unwrap();
+    let expected = serde_json::json!({
+        "timestamp": 1_793_694_727, "client_port": 41000, "date": "03/Nov/2026:08:32:07 +0000", "client_ip": "192.0.2.7",
+        "frontend": "www-https", "handshake_failure": "no \"peer\"\r\ncertificate",
+    });
+    assert_eq!(object, expected);
+}
+
+#[test]
 fn formats_render_as_haproxy_renders_them() {
     let cases = [
         (

@@ -95,7 +95,9 @@ struct Target {
 impl Target {
     fn wants(&self, entry: &Entry) -> bool {
         match entry {
-            Entry::Access(_) => self.settings.access && self.settings.level >= Severity::Info as u8,
+            Entry::Access(_) | Entry::Unserved(_) => {
+                self.settings.access && self.settings.level >= Severity::Info as u8
+            }
             Entry::Event(severity, _) => self.settings.events && self.settings.level >= *severity as u8,
         }
     }
@@ -113,6 +115,12 @@ impl Target {
                 line.extend_from_slice(self.prefix.at(&context.zone, second, Severity::Info));
                 format.render(record, context, &mut line);
                 json = format.is_json();
+            }
+            Entry::Unserved(connection) => {
+                let index = if self.formats.len() == 1 { 0 } else { connection.frontend };
+                json = self.formats.get(index).is_some_and(Format::is_json);
+                line.extend_from_slice(self.prefix.at(&context.zone, second, Severity::Info));
+                connection.render(context, json, &mut line);
             }
             Entry::Event(severity, message) => {
                 line.extend_from_slice(self.prefix.at(&context.zone, second, *severity));

@@ -21,7 +21,7 @@ use super::fetch::{Edits, Facts};
 use super::io::{ClientStream, poll_read_with};
 use super::timer::Timer;
 use super::{Site, Thread};
-use super::{address, greeting, h2_connection, request, session};
+use super::{address, greeting, h2_connection, handshake, request, session};
 use crate::config::{Mode, Proto};
 use crate::handoff::messages::{MovingClient, MovingTunnel};
 use crate::http::h2::PREFACE;
@@ -35,8 +35,6 @@ use crate::upstream::{Backend, Connection};
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// How long for one that goes on sending: it may look for the answer only when it has sent everything.
 const LONGEST_LINGER: Duration = Duration::from_secs(30);
-/// Bytes that the TLS library may hold back, one record.
-const TLS_BUFFER: usize = 16 * 1024;
 /// More time than any offer takes.
 const OFFER: Duration = Duration::from_secs(60);
 /// Bytes of a request head that may travel to another worker.
@@ -176,14 +174,21 @@ async fn begin(
         Mode::Http => config.timeout.http_request,
         Mode::Tcp => config.timeout.client,
     });
-    let bind = bind.and_then(|bind| config.binds.get(bind));
+    let (place, bind) = (bind, bind.and_then(|bind| config.binds.get(bind)));
     let local = bind.and_then(address::certain);
     let mut ends = Ends { peer: peer.map(address::internet), local, told: None };
     if bind.is_some_and(|bind| greeting::is_named(&bind.accept_proxy, peer)) {
         let introduced = greeting::introduced(&mut socket, &timer).await;
         ends.told = site.heard(&thread, introduced)?;
     }
-    let stream = establish(&site, socket, &timer).await?;
+    let stream = match handshake::establish(&site, socket, &timer).await {
+        Ok(stream) => stream,
+        Err(unshaken) => {
+            let client = ends.told.map(|(client, _)| client).or(ends.peer);
+            unshaken.tell((&site, &thread), (began.0, client), place);
+            return None;
+        }
+    };
     let mut client = Client::new(stream, timer, ends, (thread, Rc::clone(&site)))?;
     client.began = began;
     let talk = client.talk().await;
@@ -306,28 +311,6 @@ fn run(mut client: Box<Client>) -> impl Future<Output = ()> {
             }
         }
     }
-}
-
-/// The TLS handshake, where configured.
-async fn establish(site: &Site, socket: Socket, timer: &Timer) -> Option<ClientStream> {
-    let Some(acceptor) = &site.tls else { return Some(ClientStream::Plain(socket)) };
-    let mut handshake = Box::pin(acceptor.accept(socket));
-    let result = poll_fn(|cx| {
-        if timer.poll(cx).is_some() {
-            return Poll::Ready(None);
-        }
-        handshake.as_mut().poll(cx).map(Result::ok)
-    })
-    .await;
-    if result.is_none() {
-        site.slot.add(Counter::HandshakeErrors, 1);
-        site.slot.add(Counter::RequestErrors, 1);
-    }
-    result.map(|mut stream| {
-        // What waits in there looks like standstill to the time-out of a slow client.
-        stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
-        ClientStream::Tls(Box::new(stream))
-    })
 }
 
 impl Client {

@@ -14,6 +14,7 @@ mod greeting;
 mod h2_connection;
 mod h2_stream;
 mod h2_wire;
+mod handshake;
 mod io;
 mod obtain;
 mod pump;

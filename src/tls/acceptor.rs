@@ -1,6 +1,7 @@
 //! The beginning of a client's TLS session.
 //! Called by `proxy` for each connection of a frontend that speaks TLS. Never reads what comes after the handshake.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -58,12 +59,12 @@ impl Acceptor {
         &self.resolver
     }
 
-    /// Shakes hands.
+    /// Shakes hands. `heard` is set when the client has said anything.
     ///
     /// # Errors
     /// Why there is no session; the client has been told.
-    pub async fn accept(&self, mut io: Socket) -> io::Result<TlsStream<Socket>> {
-        if is_too_old(&mut io).await? {
+    pub async fn accept(&self, mut io: Socket, heard: &Cell<bool>) -> io::Result<TlsStream<Socket>> {
+        if is_too_old(&mut io, heard).await? {
             // The library's own refusal would be `handshake_failure`.
             io.write_all(&TOO_OLD).await?;
             // What stays unread would make a reset of the end, which may overtake the alert.
@@ -88,8 +89,9 @@ impl Acceptor {
 
 /// Whether a client knows nothing newer than TLS 1.1, as far as its first bytes are there: the head of a record, that of
 /// a ClientHello, its version (RFC 8446 section 4.1.2).
-async fn is_too_old(io: &mut Socket) -> io::Result<bool> {
+async fn is_too_old(io: &mut Socket, heard: &Cell<bool>) -> io::Result<bool> {
     let mut first = [0; 11];
     let known = io.peek(&mut first).await?;
+    heard.set(known > 0);
     Ok(known == first.len() && first[0] == 22 && first[5] == 1 && first[9] == 3 && first[10] < 3)
 }
