@@ -64,7 +64,7 @@ fn made_of(bytes: &[u8]) -> Option<((SocketAddr, SocketAddr), Secrecy)> {
     let (source, bytes) = address(kinds & 1 != 0, bytes)?;
     let (destination, bytes) = address(kinds & 2 != 0, bytes)?;
     let (times, value) = bytes.split_first()?;
-    let value = value.repeat(usize::from(*times) * usize::from(*times));
+    let value = value.repeat(usize::from(*times));
     let text = String::from_utf8_lossy(&value).into_owned();
     let secrecy = Secrecy {
         version: "TLSv1.3",
