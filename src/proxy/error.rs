@@ -76,6 +76,8 @@ pub enum Failure {
 pub enum Side {
     /// The client.
     Client,
+    /// The client, which is gone.
+    Leaver,
     /// The server.
     Server,
     /// Us.
@@ -92,8 +94,8 @@ impl Failure {
             Self::RequestTimedOut => (408, *b"cR", Side::Client),
             Self::RequestTruncated => (400, *b"CR", Side::Client),
             Self::BodyTimedOut => (408, *b"cH", Side::Client),
-            Self::ClientLeft => (0, *b"CC", Side::Client),
-            Self::ClientAborted => (0, *b"CD", Side::Client),
+            Self::ClientLeft => (0, *b"CC", Side::Leaver),
+            Self::ClientAborted => (0, *b"CD", Side::Leaver),
             Self::ClientTimedOut => (0, *b"cD", Side::Client),
             Self::NoServer => (503, *b"SC", Side::Proxy),
             Self::ConnectFailed => (503, *b"SC", Side::Server),

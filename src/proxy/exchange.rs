@@ -11,12 +11,16 @@ use tokio::io::AsyncWrite;
 use super::Failure;
 use super::io::{ClientStream, poll_read_head};
 use super::pump::{Broken, Pump};
-use super::timer::{Alarm, Timer};
+use super::timer::{Alarm, Timer, now};
 use crate::http::{Asked, Field, HeadLimits, ResponseHead, parse_response};
 use crate::upstream::{CallError, Connection};
 
 /// Limits on a server's response head: ours, whatever a frontend allows its clients.
 const RESPONSE_LIMITS: HeadLimits = HeadLimits { size: 64 * 1024, fields: 256, target: 0 };
+
+/// How often a client for whom nothing moves is looked after: one of HTTP/1 that is gone says so to nobody who neither
+/// reads nor writes.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Both ends of an exchange.
 pub struct Exchange<'a> {
@@ -26,8 +30,10 @@ pub struct Exchange<'a> {
     pub client_rest: &'a mut Vec<u8>,
     /// Server's connection.
     pub server: &'a mut Connection,
-    /// Deadline of the connection.
+    /// Deadline of the connection, or the next look before it.
     pub timer: &'a Timer,
+    /// The deadline itself, on the clock of [`now`].
+    pub deadline: Duration,
     /// Inactivity of the client.
     pub client_timeout: Duration,
     /// Inactivity of the server.
@@ -37,6 +43,30 @@ pub struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
+    /// Moves the deadline.
+    fn wait(&mut self, within: Duration) {
+        self.deadline = now().saturating_add(within);
+        self.timer.set(within.min(LOOK));
+    }
+
+    /// Whether time is up. A client that has only ended its side waits for its answer; one whose connection is broken gets
+    /// none, and its server is spared the work.
+    fn poll_alarm(&mut self, cx: &Context<'_>) -> Result<Option<Alarm>, Failure> {
+        let alarm = self.timer.poll(cx);
+        if alarm != Some(Alarm::Expired) {
+            return Ok(alarm);
+        }
+        if self.client.is_broken() {
+            return Err(Failure::ClientAborted);
+        }
+        let left = self.deadline.saturating_sub(now());
+        if left.is_zero() {
+            return Ok(alarm);
+        }
+        self.timer.set(left.min(LOOK));
+        Ok(self.timer.poll(cx))
+    }
+
     /// Sends the request and waits for a response head, interim ones included. The head's bytes stay
     /// at the front of `server.input`.
     pub async fn response(
@@ -45,9 +75,9 @@ impl Exchange<'_> {
         asked: Asked,
         fields: &mut Vec<Field>,
     ) -> Result<ResponseHead, Failure> {
-        self.timer.set(self.server_timeout);
+        self.wait(self.server_timeout);
         poll_fn(|cx| {
-            if let Some(alarm) = self.timer.poll(cx) {
+            if let Some(alarm) = self.poll_alarm(cx)? {
                 let client_waits = self.request_open && !request.blocked_on_receiver;
                 return Poll::Ready(Err(alarm_before_response(alarm, client_waits)));
             }
@@ -73,14 +103,14 @@ impl Exchange<'_> {
                 if let Some(call) = self.server.stream.as_call() {
                     call.finish(request.trailers());
                 }
-                self.timer.set(self.server_timeout);
+                self.wait(self.server_timeout);
             }
             Poll::Ready(Err(Broken::Sender)) => return Err(Failure::ClientAborted),
             Poll::Ready(Err(Broken::Framing(refusal))) => return Err(Failure::Refused(refusal)),
             // The server stopped listening; what it said before that still counts.
             Poll::Ready(Err(Broken::Receiver)) => self.request_open = false,
             Poll::Pending if moved => {
-                self.timer.set(if request.blocked_on_receiver { self.server_timeout } else { self.client_timeout });
+                self.wait(if request.blocked_on_receiver { self.server_timeout } else { self.client_timeout });
             }
             Poll::Pending => {}
         }
@@ -118,7 +148,7 @@ impl Exchange<'_> {
             match read {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Failure::ServerClosed)),
-                Poll::Ready(Ok(_)) => self.timer.set(self.server_timeout),
+                Poll::Ready(Ok(_)) => self.wait(self.server_timeout),
             }
         }
     }
@@ -127,7 +157,7 @@ impl Exchange<'_> {
     pub async fn interim(&mut self, bytes: &[u8]) -> Result<u64, Failure> {
         let mut sent = 0;
         poll_fn(|cx| {
-            if let Some(alarm) = self.timer.poll(cx) {
+            if let Some(alarm) = self.poll_alarm(cx)? {
                 return Poll::Ready(Err(alarm_in_response(alarm, true)));
             }
             while sent < bytes.len() {
@@ -145,9 +175,9 @@ impl Exchange<'_> {
     /// Sends the response, and whatever of the request is still to be sent, until the response is done.
     pub async fn relay(&mut self, request: &mut Pump, response: &mut Pump) -> Result<(), Failure> {
         // The first thing to do is to write the head.
-        self.timer.set(self.client_timeout);
+        self.wait(self.client_timeout);
         poll_fn(|cx| {
-            if let Some(alarm) = self.timer.poll(cx) {
+            if let Some(alarm) = self.poll_alarm(cx)? {
                 return Poll::Ready(Err(alarm_in_response(alarm, response.blocked_on_receiver)));
             }
             if self.client.as_h2().is_some_and(|stream| stream.poll_gone(cx)) {
@@ -166,11 +196,7 @@ impl Exchange<'_> {
                 Poll::Ready(Err(Broken::Framing(refusal))) => Poll::Ready(Err(Failure::BrokenResponse(refusal))),
                 Poll::Pending => {
                     if moved {
-                        self.timer.set(if response.blocked_on_receiver {
-                            self.client_timeout
-                        } else {
-                            self.server_timeout
-                        });
+                        self.wait(if response.blocked_on_receiver { self.client_timeout } else { self.server_timeout });
                     }
                     Poll::Pending
                 }

@@ -2,7 +2,7 @@
 //! Called by `request` once a backend is chosen. Never answers by itself: a failure is the caller's to tell.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Failure;
 use super::buffers::Desk;
@@ -185,6 +185,7 @@ async fn exchange(
         timer: &client.timer,
         client_timeout: config.timeout.client,
         server_timeout: backend.config().server_timeout,
+        deadline: Duration::ZERO,
         request_open: true,
     };
     let Desk { head: text, response_fields: fields, .. } = &mut *client.room;

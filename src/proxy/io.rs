@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -91,6 +92,16 @@ impl ClientStream {
             // What is wrong does not matter.
             let _ = socket.ready(Interest::ERROR).await;
         }
+    }
+
+    /// Whether the client's connection is broken, as the kernel sees it now. One whose client has only ended its side is not;
+    /// a stream of HTTP/2 says so itself.
+    pub fn is_broken(&self) -> bool {
+        let Some(socket) = self.socket() else { return false };
+        let mut asked = [PollFd::new(socket, PollFlags::empty())];
+        let broken = PollFlags::POLLERR | PollFlags::POLLHUP;
+        let polled = poll(&mut asked, PollTimeout::ZERO);
+        polled.is_ok() && asked[0].revents().is_some_and(|seen| seen.intersects(broken))
     }
 
     /// The stream, if it is one of HTTP/2.

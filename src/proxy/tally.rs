@@ -63,13 +63,15 @@ impl Tally {
         match side {
             Side::Client if self.status == 0 => client.site.slot.add(Counter::RequestErrors, 1),
             Side::Client => self.count(client, Counter::ClientAborts),
+            // As in HAProxy's columns: the request was none the worse for it, and before a server had it nothing was broken off.
+            Side::Leaver if self.connected() => self.count(client, Counter::ClientAborts),
             Side::Server if self.connected() => {
                 self.count(client, Counter::ResponseErrors);
                 if self.status != 0 {
                     self.count(client, Counter::ServerAborts);
                 }
             }
-            Side::Server | Side::Proxy => {}
+            Side::Leaver | Side::Server | Side::Proxy => {}
         }
     }
 
