@@ -12,8 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use support::client::{read_head, read_message};
-use support::h2::{self as http2, H2Client};
+use support::h2::{
+    self as http2, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, H2Client, HEADERS, PING, Raw, WINDOW_UPDATE,
+    get_block,
+};
 use support::origin::{Origin, download, ok};
+use support::syslog::Syslog;
 use support::{Site, reset};
 
 fn site(origin: &Origin, rest: &str) -> Site {
@@ -242,4 +246,47 @@ fn slow_ones_on_either_side_are_told_and_the_others_on_the_connection_are_not_ke
         assert_eq!(upload.await.unwrap().status(), 408);
         assert_eq!(client.get("/other").await.text(), "fine");
     });
+}
+
+#[test]
+fn a_connection_that_is_given_up_for_what_came_over_it_has_a_line_of_its_own() {
+    let (origin, _told) = scripted(|_, _reader, stream| stream.write_all(&ok("fine")));
+    let syslog = Syslog::new();
+    let site = site(&origin, &syslog.section());
+    let _daemon = site.start();
+    let request = Raw::frame(HEADERS, END_STREAM | END_HEADERS, 1, &get_block(&[]));
+    let endless = [vec![0; 3], vec![HEADERS, 0], 1_u32.to_be_bytes().to_vec()].concat();
+    let continued: Vec<_> = (0..200).flat_map(|_| Raw::frame(CONTINUATION, 0, 1, b"")).collect();
+    for (what, bytes) in [
+        ("data of no request", Raw::frame(DATA, 0, 0, b"x")),
+        ("a window of nothing", Raw::frame(WINDOW_UPDATE, 0, 0, &[0; 4])),
+        ("a field with a line end", Raw::frame(HEADERS, END_STREAM | END_HEADERS, 1, &get_block(&[("x", "a\nb")]))),
+        ("a flood", Raw::frame(PING, 0, 0, b"12345678").repeat(4000)),
+        ("a head without end", [endless, continued].concat()),
+    ] {
+        let mut raw = Raw::connect(site.address());
+        // Whoever is given up may not be able to send it all.
+        let _ = raw.0.write_all(&bytes);
+        while raw.read().is_some() {}
+        let line = syslog.line();
+        assert!(line.contains(" -1 0 - - PR-- ") && line.ends_with("\"<BADREQ>\""), "{what}: {line}");
+    }
+    let mut plain = TcpStream::connect(site.address()).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n").unwrap();
+    plain.read_to_end(&mut Vec::new()).ok();
+    assert!(syslog.line().ends_with("\"<BADREQ>\""), "no preface");
+    // Neither one that says goodbye nor one that is cut off after its request has more than the line of that.
+    for cut in [false, true] {
+        let mut raw = Raw::connect(site.address());
+        raw.0.write_all(&request).unwrap();
+        raw.expect(DATA);
+        if cut {
+            reset(raw.0);
+        } else {
+            raw.send(GOAWAY, 0, 0, &[0; 8]);
+            while raw.read().is_some() {}
+        }
+        assert!(syslog.line().contains(" 200 "), "{cut}");
+    }
+    assert_eq!(syslog.left(), 0);
 }

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::Read as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use h2::{Reason, RecvStream};
 use http::Response;
 use support::authority::{Authority, settings};
 use support::client::{Client, get};
-use support::h2::{self as http2, H2Client, H2Origin, echo};
-use support::origin::download;
+use support::h2::{self as http2, END_HEADERS, END_STREAM, GOAWAY, H2Client, H2Origin, HEADERS, Raw, SETTINGS, echo};
+use support::origin::{Origin, download};
 use support::{Port, Site, counted};
 
 /// A site in front of a server without TLS.
@@ -231,6 +232,33 @@ fn what_a_server_has_not_touched_is_asked_again_whatever_it_is() {
         let table = tokio::task::spawn_blocking(move || get(stats.address, "/s;csv").text()).await.unwrap();
         for proxy in ["pool,s1", "pool,BACKEND"] {
             assert_eq!(["wretr", "econ"].map(|column| counted(&table, proxy, column)), [1, 0], "{proxy}: {table}");
+        }
+    });
+}
+
+#[test]
+fn a_server_of_one_request_a_connection_serves_them_all() {
+    const REQUESTS: usize = 8;
+    let origin = Origin::new(|mut stream| {
+        let mut preface = [0; 24];
+        if stream.read_exact(&mut preface).is_err() {
+            return;
+        }
+        let mut raw = Raw(stream);
+        raw.send(SETTINGS, 0, 0, b"");
+        raw.send(SETTINGS, 1, 0, b"");
+        raw.expect(HEADERS);
+        // Status 200, and the goodbye: whatever else has come was for nothing.
+        raw.send(HEADERS, END_STREAM | END_HEADERS, 1, &[0x88]);
+        raw.send(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]);
+        while raw.read().is_some() {}
+    });
+    http2::run(async {
+        let site = http2::site(&origin.address.to_string(), "protocol = \"h2c\"");
+        let _daemon = site.start();
+        let (client, _) = H2Client::connect(site.address()).await;
+        for (status, _) in at_once(&client, REQUESTS, ("POST", "/once", b"")).await {
+            assert_eq!(status, 200);
         }
     });
 }

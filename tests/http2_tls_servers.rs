@@ -10,6 +10,7 @@ use http::Response;
 use support::authority::{Authority, recording, settings};
 use support::client::get;
 use support::h2::{self as http2, H2Client, H2Origin, echo};
+use support::syslog::Syslog;
 use support::{PATIENCE, Site, code, text};
 
 /// A site in front of one server, which is addressed as `localhost`.
@@ -49,17 +50,31 @@ fn a_server_of_http_2_has_to_prove_its_name() {
 #[test]
 fn a_server_that_speaks_no_http_2_is_asked_in_http_1_where_either_is_right() {
     let authority = Authority::new("Test CA");
-    for (protocol, expected) in [("auto", 200), ("h2", 503)] {
-        // It offers nothing but http/1.1.
-        let (origin, learnt) = recording(settings(&authority.issue("localhost", &["localhost"]), None));
-        let tls = format!("protocol = \"{protocol}\"\ntls = {{ ca-file = \"ca.pem\" }}");
+    // One that says so when it hears of HTTP/2 alone, and one that goes on as if it had not.
+    for (protocol, offered, reason) in [
+        ("auto", Some("http/1.1"), None),
+        ("auto", None, None),
+        ("h2", Some("http/1.1"), Some("received fatal alert: NoApplicationProtocol")),
+        ("h2", None, Some("the server does not speak HTTP/2")),
+    ] {
+        let mut settings = settings(&authority.issue("localhost", &["localhost"]), None);
+        settings.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let (origin, learnt) = recording(settings);
+        let syslog = Syslog::new();
+        let log = syslog.section().replace("[\"access\"]", "[\"event\"]");
+        let tls = format!("protocol = \"{protocol}\"\ntls = {{ ca-file = \"ca.pem\" }}\n{log}");
         let site = site(origin.address, &authority, &tls);
         let _daemon = site.start();
         for _ in 0..3 {
-            assert_eq!(get(site.address(), "/").status(), expected, "{protocol}");
+            let expected = if reason.is_none() { 200 } else { 503 };
+            assert_eq!(get(site.address(), "/").status(), expected, "{protocol} {offered:?}");
         }
-        if expected == 200 {
-            assert_eq!(learnt.recv_timeout(PATIENCE).unwrap().alpn.as_deref(), Some(&b"http/1.1"[..]));
+        if let Some(reason) = reason {
+            assert!(syslog.line().contains(" serves"));
+            assert_eq!(syslog.line(), format!("Server pool/s1: TLS handshake failed: {reason}"));
+            assert_eq!(syslog.left(), 0, "it is told once");
+        } else {
+            assert_eq!(learnt.recv_timeout(PATIENCE).unwrap().alpn.as_deref(), offered.map(str::as_bytes));
             assert_eq!(origin.accepted(), 1, "its connection is kept as any other");
         }
     }

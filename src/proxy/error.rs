@@ -44,7 +44,10 @@ pub enum Failure {
     ServerReset,
     /// The server says that it has not touched the request, again and again.
     #[error("server refused the request's stream")]
-    NotProcessed,
+    NotProcessed {
+        /// Because it takes no more on that connection.
+        leaving: bool,
+    },
     /// The server's response is one after which it is asked again.
     #[error("response with a status to retry on")]
     AskedAgain,
@@ -100,7 +103,7 @@ impl Failure {
             Self::NoServer => (503, *b"SC", Side::Proxy),
             Self::ConnectFailed => (503, *b"SC", Side::Server),
             Self::ConnectTimedOut => (503, *b"sC", Side::Server),
-            Self::ServerClosed | Self::ServerReset | Self::NotProcessed | Self::AskedAgain => {
+            Self::ServerClosed | Self::ServerReset | Self::NotProcessed { .. } | Self::AskedAgain => {
                 (502, *b"SH", Side::Server)
             }
             Self::BadResponse(_) => (502, *b"PH", Side::Server),

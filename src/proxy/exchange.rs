@@ -126,7 +126,7 @@ impl Exchange<'_> {
         let Connection { stream, input, .. } = &mut *self.server;
         if let Some(call) = stream.as_call() {
             return call.poll_head(cx, asked, &RESPONSE_LIMITS, (input, fields)).map_err(|error| match error {
-                CallError::NotProcessed => Failure::NotProcessed,
+                CallError::NotProcessed { leaving } => Failure::NotProcessed { leaving },
                 CallError::Reset => Failure::ServerReset,
                 CallError::Broken => Failure::ServerClosed,
                 CallError::Refused(refusal) => Failure::BadResponse(refusal),

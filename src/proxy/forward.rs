@@ -19,8 +19,14 @@ use crate::http::h2::write_request;
 use crate::http::{Body, Persistence, RequestHead, RequestRewrite, ResponseHead, Version, rebuild_request};
 use crate::upstream::{Attempt, Backend, Connection};
 
-/// How often a request is sent again that servers say they have not touched.
-const MOST_UNTOUCHED: u32 = 3;
+/// What a request may spend on being sent again to servers that say they have not touched it.
+const UNTOUCHED: u32 = 15;
+
+/// A server that is leaving has served others meanwhile, as one does that takes so many requests a connection; one that
+/// refuses may have too much to do.
+fn cost(leaving: bool) -> u32 {
+    if leaving { 1 } else { UNTOUCHED / 3 }
+}
 
 /// Sends the request to a server and its response back.
 pub(super) async fn forward(
@@ -41,8 +47,8 @@ pub(super) async fn forward(
         let reused = connection.reused && !(fresh_only && connection.stream.as_call().is_some());
         let tls = backend.servers[server].way.tls.is_some();
         let mut request = match build_request(client, head, (mode, tls), &mut connection) {
-            Err(Failure::NotProcessed) if untouched < MOST_UNTOUCHED => {
-                untouched += 1;
+            Err(Failure::NotProcessed { leaving }) if untouched < UNTOUCHED => {
+                untouched += cost(leaving);
                 continue;
             }
             request => request?,
@@ -58,8 +64,8 @@ pub(super) async fn forward(
                 client.room.out = request.into_buffer();
             }
             // It says itself that it has done nothing.
-            Err(Failure::NotProcessed) if request.bytes_in == 0 && untouched < MOST_UNTOUCHED => {
-                untouched += 1;
+            Err(Failure::NotProcessed { leaving }) if request.bytes_in == 0 && untouched < UNTOUCHED => {
+                untouched += cost(leaving);
                 tally.retry(backend, server, false);
                 client.room.out = request.into_buffer();
             }
@@ -137,7 +143,7 @@ fn build_request(
         let body = if head.version == Version::Http2 { head.body.streamed() } else { head.body };
         let request =
             write_request(&client.room.head, head, &client.room.fields, &rewrite, tls).map_err(Failure::Refused)?;
-        call.begin(request, body).map_err(|_closed| Failure::NotProcessed)?;
+        call.begin(request, body).map_err(|_closed| Failure::NotProcessed { leaving: true })?;
         (body, Body::UntilClose)
     } else {
         rebuild_request(&mut out, &client.room.head, head, &client.room.fields, &rewrite);

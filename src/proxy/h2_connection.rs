@@ -25,7 +25,6 @@ use crate::config::ClientTimeouts;
 use crate::http::h2::{H2Request, read_request};
 use crate::logging::Endpoint;
 use crate::socket::Secrecy;
-use crate::stats::Counter;
 
 /// Bytes of a request's body that a client may send ahead of the server that takes them.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -79,6 +78,27 @@ enum Stage {
     Left,
 }
 
+/// What kind of client it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Conduct {
+    /// It is listened to until it ends.
+    Good,
+    /// Its connection broke.
+    Lost,
+    /// It has broken the rules of the protocol, or sent a flood, and is not listened to any longer.
+    Hostile,
+}
+
+impl Conduct {
+    fn of(error: &h2::Error) -> Self {
+        match (error.is_remote(), error.is_io()) {
+            (true, _) => Self::Good,
+            (false, true) => Self::Lost,
+            (false, false) => Self::Hostile,
+        }
+    }
+}
+
 /// The client without its stream.
 struct Host {
     timer: Timer,
@@ -115,24 +135,29 @@ pub async fn serve(client: Client) {
     let timer = &host.timer;
     let shaken = poll_fn(|cx| match timer.poll(cx) {
         Some(_alarm) => Poll::Ready(None),
-        None => handshake.as_mut().poll(cx).map(Result::ok),
+        None => handshake.as_mut().poll(cx).map(Some),
     })
     .await;
     drop(handshake);
-    let hostile = Rc::<Cell<bool>>::default();
-    if let Some(library) = shaken {
-        let (wire, hostile) = (wire.clone(), Rc::clone(&hostile));
+    let conduct = Rc::new(Cell::new(Conduct::Good));
+    if let Some(Err(error)) = &shaken {
+        conduct.set(Conduct::of(error));
+    }
+    if let Some(Ok(library)) = shaken {
+        let (wire, conduct) = (wire.clone(), Rc::clone(&conduct));
         let (stage, streams, told) = (Stage::Idle, Rc::default(), None);
-        let connection = ClientConnection { library, stage, streams, wire, told, hostile };
+        let connection = ClientConnection { library, stage, streams, wire, told, conduct };
         converse(&mut host, connection).await;
     }
     let Some(stream) = wire.into_stream() else { return };
     let mut client = host.into_client(stream);
-    if client.requests == 0 {
-        request::end_without_request(&client);
+    match conduct.get() {
+        Conduct::Hostile => request::end_with_hostile(&client),
+        _ if client.requests == 0 => drop(request::end_without_request(&client)),
+        _ => {}
     }
     // What it has been told is on its way; whoever goes on sending may lose it.
-    if !hostile.get() {
+    if conduct.get() == Conduct::Good {
         client.close(true).await;
     }
 }
@@ -178,8 +203,7 @@ struct ClientConnection {
     wire: Wire,
     /// When the client was told to leave.
     told: Option<Instant>,
-    /// The client has broken the rules: it is not listened to any longer.
-    hostile: Rc<Cell<bool>>,
+    conduct: Rc<Cell<Conduct>>,
 }
 
 type Arrived = (Request<RecvStream>, SendResponse<Bytes>);
@@ -210,8 +234,7 @@ impl ClientConnection {
             }
             let arrived = self.library.poll_accept(cx);
             if self.wire.take_flooded() {
-                host.here.1.slot.add(Counter::RequestErrors, 1);
-                self.hostile.set(true);
+                self.conduct.set(Conduct::Hostile);
                 self.end(host, Reason::ENHANCE_YOUR_CALM);
                 continue;
             }
@@ -223,7 +246,7 @@ impl ClientConnection {
                 }
                 Some(Ok(arrived)) => Poll::Ready(Some(arrived)),
                 Some(Err(error)) => {
-                    self.hostile.set(!error.is_remote());
+                    self.conduct.set(Conduct::of(&error));
                     Poll::Ready(None)
                 }
                 None => Poll::Ready(None),

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::Failure;
 use super::buffers::Buffers;
 use super::connection::{Client, Next};
 use super::forward::forward;
@@ -16,6 +15,7 @@ use super::reply::persistence;
 use super::respond::applies;
 use super::tally::Tally;
 use super::timer::{Alarm, now};
+use super::{Failure, Side};
 use crate::config::{Action, ConnectionMode, Destination};
 use crate::http::{Body, Method, Refusal, RequestHead, parse_request};
 
@@ -58,6 +58,13 @@ pub fn end_without_request(client: &Client) -> Next {
         Tally::new(client, None).finish(client, *b"CR");
     }
     Next::Close
+}
+
+/// A connection of HTTP/2 that was given up because of what came over it: no request has a line for that.
+pub fn end_with_hostile(client: &Client) {
+    let mut tally = Tally::new(client, None);
+    tally.blame(client, Side::Client);
+    tally.finish(client, *b"PR");
 }
 
 /// Answers a failure if an answer is still possible, logs it, and says how the connection ends.

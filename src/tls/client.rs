@@ -175,7 +175,15 @@ impl ServerTls {
     pub async fn connect(&self, stream: Socket) -> Result<(TlsStream<Socket>, Terms), Refused> {
         let Made { config, terms } = self.current();
         let troubles = &self.settings.troubles;
-        match TlsConnector::from(config).connect(self.name.clone(), stream).await {
+        let h2_alone = config.alpn_protocols == [b"h2"];
+        let shaken = TlsConnector::from(config).connect(self.name.clone(), stream).await;
+        // A server that knows none of the protocols may go on without one (RFC 7301 section 3.2).
+        let shaken = shaken.and_then(|stream| match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Ok(stream),
+            _ if h2_alone => Err(io::Error::other("the server does not speak HTTP/2")),
+            _ => Ok(stream),
+        });
+        match shaken {
             Ok(stream) => {
                 troubles.forget(&self.server);
                 Ok((stream, terms))

@@ -235,7 +235,10 @@ pub struct Call {
 #[derive(Debug)]
 pub enum CallError {
     /// The server says that it has not touched the request (RFC 9113 section 8.7).
-    NotProcessed,
+    NotProcessed {
+        /// Because it takes no more on this connection; another one may do.
+        leaving: bool,
+    },
     /// It has ended this one request, whatever it has done of it; or what it says is none of HTTP/2.
     Reset,
     /// The connection broke.
@@ -249,7 +252,7 @@ impl CallError {
         let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         let left = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
         match error.is_remote() && (refused || left) {
-            true => Self::NotProcessed,
+            true => Self::NotProcessed { leaving: left },
             false if error.is_reset() => Self::Reset,
             false => Self::Broken,
         }
@@ -281,7 +284,7 @@ impl Call {
         let sent = self.line.send.clone().send_request(request, ended);
         let (response, send) = sent.map_err(|_closed| {
             self.retire();
-            CallError::NotProcessed
+            CallError::NotProcessed { leaving: true }
         })?;
         self.body.send(send, length);
         self.response = Some(response);

@@ -161,13 +161,9 @@ impl Backend {
     async fn open_shared(&self, server: usize, introduction: &[u8]) -> Result<Connection, ConnectError> {
         let (known, protocol) = (&self.servers[server], self.config().protocol);
         let stream = self.open(server, introduction).await?;
-        match (protocol, stream.protocol()) {
-            (Protocol::H2c, _) | (_, Some(b"h2")) => {}
-            (Protocol::Auto, _) => {
-                known.calls.refuse();
-                return Ok(Connection::new(stream));
-            }
-            _ => return Err(ConnectError::Failed(io::Error::other("the server does not speak HTTP/2"))),
+        if protocol == Protocol::Auto && stream.protocol() != Some(b"h2") {
+            known.calls.refuse();
+            return Ok(Connection::new(stream));
         }
         let call = tokio::time::timeout(self.config().connect_timeout, known.calls.open(stream)).await;
         let call = call.map_err(|_elapsed| ConnectError::TimedOut)?;
