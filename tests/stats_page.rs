@@ -3,7 +3,10 @@
 
 mod support;
 
+use std::fs::File;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use base64::Engine as _;
@@ -194,6 +197,26 @@ fn counters_survive_reloads_under_load_and_lose_nothing() {
     site.await_status("the old workers have ended", |status| status["generations"].as_array().unwrap().len() == 1);
     await_number(&page, "hrsp_2xx", succeeded);
     assert_eq!(number(&row(&page, "pool", "s1"), "hrsp_2xx"), succeeded);
+}
+
+#[test]
+fn every_serving_thread_counts_in_a_shard_of_its_own() {
+    let origin = Origin::echo();
+    let (site, _page) = site_with_page(origin.address);
+    let daemon = site.start();
+    let mut fds = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().map(|entry| entry.unwrap().path());
+    let counters =
+        |path: &PathBuf| std::fs::read_link(path).is_ok_and(|it| it.to_string_lossy().contains("proxy-stats"));
+    let file = File::open(fds.find(counters).unwrap()).unwrap();
+    // Words of the header: how many shards there are, and a bit for each that a thread has taken.
+    let [made, taken] = [10, 11].map(|word| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, word * 8).unwrap();
+        u64::from_ne_bytes(bytes)
+    });
+    // As many threads serve, as nothing else is configured.
+    let processors = std::thread::available_parallelism().unwrap().get().min(64) as u64;
+    assert_eq!((made, u64::from(taken.count_ones())), (processors, processors));
 }
 
 #[test]

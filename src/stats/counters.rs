@@ -1,10 +1,10 @@
-//! The counters and gauges of one frontend, backend or server in shared memory.
-//! Handed out by `stats::Memory`, bumped by the request path, read by every view.
-//! Never allocates, never locks.
+//! The counters and gauges of one frontend, backend or server in shared memory, as one thread writes them.
+//! Handed out by `stats::Memory`, bumped by the request path. Never allocates, never locks, never sums: `shards` does.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Monotonic counters of one slot. The discriminant is the place in shared memory: append only.
+/// Counters of one slot. The discriminant is the place in shared memory: append only. What requests add up stands among
+/// the first 32: each serving thread counts it for itself. Maxima, sequences and states are common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Counter {
@@ -58,7 +58,7 @@ pub enum Counter {
     HandshakeErrors = 24,
     /// Second (epoch) of the last session (`lastsess`).
     LastSession = 25,
-    /// Changes of its servers' standing (backends). From here on a cache line that requests only read.
+    /// Changes of its servers' standing (backends). From here on common words, in a cache line that requests only read.
     Changes = 40,
     /// What the operator wants of a server, see `standing`.
     Orders = 41,
@@ -82,8 +82,15 @@ pub const COUNTERS: usize = 96;
 pub(super) const HISTOGRAM: usize = 64;
 /// First word of the owner.
 pub(super) const OWNER: usize = 88;
+/// Word that says whether the slot's shards are its owner's. A program that knows of none leaves 0 in a slot it gives.
+pub(super) const SHARDED: usize = 93;
+/// Counters that every serving thread has for itself.
+pub(super) const OWN: usize = 32;
+/// Words of a histogram.
+pub(super) const TIMES: usize = 24;
 
-/// Values that go up and down; one lane per worker so that a crashed worker's share can be cleared.
+/// Values that go up and down; one lane per worker so that a crashed worker's share can be cleared. No lane per thread:
+/// whoever enters needs the worker's total for its maximum, whoever leaves for its access line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Gauge {
@@ -96,59 +103,75 @@ pub enum Gauge {
 /// Gauges per slot and lane.
 pub const GAUGES: usize = 2;
 
-/// One entity's place in the shared memory, as one worker sees it.
+/// What requests add up of one entity, in the shard of a thread or in the common area.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) counters: &'static [AtomicU64; OWN],
+    pub(super) times: &'static [AtomicU64; TIMES],
+}
+
+/// One entity's place in the shared memory, as one thread of one worker writes it.
 #[derive(Debug, Clone, Copy)]
 pub struct Slot {
-    counters: &'static [AtomicU64; COUNTERS],
+    common: &'static [AtomicU64; COUNTERS],
+    pub(super) own: Counts,
     gauges: &'static [AtomicU64; GAUGES],
 }
 
 impl Slot {
-    /// Joins the two areas of a slot.
-    #[must_use]
-    pub fn new(counters: &'static [AtomicU64; COUNTERS], gauges: &'static [AtomicU64; GAUGES]) -> Self {
-        Self { counters, gauges }
+    /// Joins the areas of a slot.
+    pub(super) fn new(
+        common: &'static [AtomicU64; COUNTERS],
+        own: Counts,
+        gauges: &'static [AtomicU64; GAUGES],
+    ) -> Self {
+        Self { common, own, gauges }
+    }
+
+    /// Where this thread counts.
+    fn place(&self, counter: Counter) -> &'static AtomicU64 {
+        self.own.counters.get(counter as usize).unwrap_or(&self.common[counter as usize])
     }
 
     /// Adds to a counter.
     pub fn add(&self, counter: Counter, amount: u64) {
-        self.counters[counter as usize].fetch_add(amount, Ordering::Relaxed);
+        self.place(counter).fetch_add(amount, Ordering::Relaxed);
     }
 
-    /// Adds to a counter and returns what it was before.
+    /// The next number of a sequence that all threads share.
     #[must_use]
     pub fn take(&self, counter: Counter) -> u64 {
-        self.counters[counter as usize].fetch_add(1, Ordering::Relaxed)
+        self.common[counter as usize].fetch_add(1, Ordering::Relaxed)
     }
 
     /// Sets a counter that holds a time or a state rather than a count.
     pub fn set(&self, counter: Counter, value: u64) {
-        self.counters[counter as usize].store(value, Ordering::Relaxed);
+        self.place(counter).store(value, Ordering::Relaxed);
     }
 
     /// Announces that servers of this backend have a new standing; what was set before is seen by
     /// whoever sees the announcement.
     pub fn announce(&self) {
-        self.counters[Counter::Changes as usize].fetch_add(1, Ordering::Release);
+        self.common[Counter::Changes as usize].fetch_add(1, Ordering::Release);
     }
 
     /// How many changes were announced.
     #[must_use]
     pub fn announced(&self) -> u64 {
-        self.counters[Counter::Changes as usize].load(Ordering::Acquire)
+        self.common[Counter::Changes as usize].load(Ordering::Acquire)
     }
 
-    /// Raises a maximum.
+    /// Raises a maximum over all threads.
     pub fn raise(&self, counter: Counter, value: u64) {
-        if self.counters[counter as usize].load(Ordering::Relaxed) < value {
-            self.counters[counter as usize].fetch_max(value, Ordering::Relaxed);
+        if self.common[counter as usize].load(Ordering::Relaxed) < value {
+            self.common[counter as usize].fetch_max(value, Ordering::Relaxed);
         }
     }
 
-    /// Reads a counter.
+    /// Reads what is common; [`Memory::count`](super::Memory::count) reads a count of all threads.
     #[must_use]
-    pub fn value(&self, counter: Counter) -> u64 {
-        self.counters[counter as usize].load(Ordering::Relaxed)
+    pub fn state(&self, counter: Counter) -> u64 {
+        self.common[counter as usize].load(Ordering::Relaxed)
     }
 
     /// One more; returns the new value of this worker's lane.
@@ -169,7 +192,7 @@ impl Slot {
 
     /// A word that is no counter.
     pub(super) fn word(&self, place: usize) -> &'static AtomicU64 {
-        &self.counters[place]
+        &self.common[place]
     }
 
     /// Counts a response by its class.

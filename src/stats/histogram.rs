@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::counters::{HISTOGRAM, Slot};
+use super::counters::{Counts, Slot};
 
 /// Buckets, the last one for whatever takes longer.
 pub const BUCKETS: usize = 21;
@@ -39,15 +39,20 @@ impl Slot {
     /// Counts how long something took.
     pub fn observe(&self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.word(HISTOGRAM + bucket(micros)).fetch_add(1, Ordering::Relaxed);
-        self.word(HISTOGRAM + BUCKETS).fetch_add(micros, Ordering::Relaxed);
+        self.own.times[bucket(micros)].fetch_add(1, Ordering::Relaxed);
+        self.own.times[BUCKETS].fetch_add(micros, Ordering::Relaxed);
     }
+}
 
-    /// All that was counted so far.
-    #[must_use]
-    pub fn histogram(&self) -> Histogram {
-        let word = |place| self.word(HISTOGRAM + place).load(Ordering::Relaxed);
-        Histogram { counts: std::array::from_fn(word), micros: word(BUCKETS) }
+impl Histogram {
+    /// Adds what was observed there.
+    pub(super) fn add(mut self, counts: Counts) -> Self {
+        let word = |place: usize| counts.times[place].load(Ordering::Relaxed);
+        for (bucket, count) in self.counts.iter_mut().enumerate() {
+            *count += word(bucket);
+        }
+        self.micros = self.micros.wrapping_add(word(BUCKETS));
+        self
     }
 }
 
@@ -76,7 +81,7 @@ mod tests {
         for millis in [0, 1, 1, 500] {
             slot.observe(Duration::from_millis(millis));
         }
-        let seen = slot.histogram();
+        let seen = memory.histogram(0);
         assert_eq!((seen.counts.iter().sum::<u64>(), seen.micros), (4, 502_000));
         assert_eq!((seen.counts[0], seen.counts[3], seen.counts[12]), (1, 2, 1));
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::stat::fstat;
 
-use super::counters::{COUNTERS, GAUGES, Gauge, OWNER, Slot};
+use super::counters::{COUNTERS, Counts, GAUGES, Gauge, HISTOGRAM, OWN, OWNER, SHARDED, Slot, TIMES};
 use super::error::StatsError;
 use super::snapshot::Kind;
 use crate::config::MAX_THREADS;
@@ -21,9 +21,11 @@ use crate::handoff::{memory_file, seal_length};
 pub const SLOTS: u32 = 16_384;
 /// Gauge lanes: workers that may be alive at the same time.
 pub const LANES: u32 = 64;
+/// Shards a memory may have: as many as a word has bits.
+pub(super) const SHARDS: u32 = u64::BITS;
 /// Serving threads of one worker that have a heartbeat.
 const BEATS: u32 = MAX_THREADS;
-/// Version of the layout; counters and words of the header may be appended without a new one.
+/// Version of the layout; counters, words of the header and areas at the end may be appended without a new one.
 pub(super) const LAYOUT: u32 = 2;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"PRXSTATS");
@@ -34,6 +36,12 @@ const WORD: usize = size_of::<u64>();
 const LANES_USED: usize = 3;
 /// Word of the header: how many slots were ever given to somebody; they are the first ones.
 const GIVEN: usize = 4;
+/// Word of the header: how many shards there are; a program that knows of none leaves 0, and counts in the common area.
+const SHARDS_MADE: usize = 10;
+/// Word of the header with a bit for every shard that may hold something.
+pub(super) const SHARDS_USED: usize = 11;
+/// Words of a slot in a shard: whole cache lines.
+const SHARD_WORDS: usize = OWN + TIMES;
 
 /// Whose a slot is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,19 +57,31 @@ pub struct Owner {
 pub struct Memory {
     words: &'static [AtomicU64],
     slots: u32,
+    /// How many shards there are.
+    pub(super) shards: u32,
+    /// The one that slots taken from here count in; none for whoever is no serving thread.
+    pub(super) own: Option<u32>,
 }
 
 impl Memory {
-    /// Makes an empty memory and the descriptor that shares it.
+    /// Makes an empty memory and the descriptor that shares it. No more threads run at a time than there are
+    /// processors, nor are there more shards.
     ///
     /// # Errors
     /// When the system gives no memory, or `slots` is 0 or beyond what one file can hold.
     pub fn create(slots: u32) -> Result<(Self, OwnedFd), StatsError> {
-        let length = words(slots).ok_or(StatsError::Size { slots, bytes: 0 })?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::with_shards(slots, u32::try_from(processors).unwrap_or(SHARDS).min(SHARDS))
+    }
+
+    /// Makes an empty memory with so many shards.
+    pub(super) fn with_shards(slots: u32, shards: u32) -> Result<(Self, OwnedFd), StatsError> {
+        let length = words(slots, shards).ok_or(StatsError::Size { slots, bytes: 0 })?;
         let bytes = length.get() * WORD;
         let file = anonymous_file(bytes).map_err(|source| StatsError::Create { bytes, source })?;
-        let memory = Self { words: map_words(file.as_fd(), length)?, slots };
+        let memory = Self { words: map_words(file.as_fd(), length)?, slots, shards, own: None };
         memory.words[1].store(u64::from(LAYOUT) << 32 | u64::from(slots), Ordering::Relaxed);
+        memory.words[SHARDS_MADE].store(u64::from(shards), Ordering::Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         memory.words[2].store(now.as_secs(), Ordering::Relaxed);
         memory.words[0].store(MAGIC, Ordering::Release);
@@ -88,11 +108,12 @@ impl Memory {
         if found != LAYOUT {
             return Err(StatsError::Layout { found });
         }
-        let length = words(slots).ok_or(StatsError::Size { slots, bytes })?;
+        let shards = u32::try_from(head[SHARDS_MADE].load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let length = words(slots, shards).ok_or(StatsError::Size { slots, bytes })?;
         if bytes < (length.get() * WORD) as u64 {
             return Err(StatsError::Size { slots, bytes });
         }
-        Ok(Self { words: map_words(fd, length)?, slots })
+        Ok(Self { words: map_words(fd, length)?, slots, shards, own: None })
     }
 
     /// The slot as the worker of this lane sees it; `None` beyond the last slot or lane.
@@ -101,13 +122,40 @@ impl Memory {
         if lane >= LANES || index >= self.slots {
             return None;
         }
-        let counters = self.words.get(HEADER_WORDS + index as usize * COUNTERS..)?.first_chunk()?;
+        let common = self.words.get(HEADER_WORDS + index as usize * COUNTERS..)?.first_chunk()?;
         let gauges = self.words.get(self.gauges(lane, index)..)?.first_chunk()?;
-        let (lanes, own) = (&self.words[LANES_USED], 1 << lane);
-        if lanes.load(Ordering::Relaxed) & own == 0 {
-            lanes.fetch_or(own, Ordering::Relaxed);
+        let own = self.counts(index, self.own.filter(|_| self.is_sharded(index)))?;
+        let (lanes, bit) = (&self.words[LANES_USED], 1 << lane);
+        if lanes.load(Ordering::Relaxed) & bit == 0 {
+            lanes.fetch_or(bit, Ordering::Relaxed);
         }
-        Some(Slot::new(counters, gauges))
+        Some(Slot::new(common, own, gauges))
+    }
+
+    /// What requests add up of a slot, in a shard or in the common area; `None` beyond the last slot.
+    pub(super) fn counts(&self, index: u32, shard: Option<u32>) -> Option<Counts> {
+        if index >= self.slots {
+            return None;
+        }
+        let common = HEADER_WORDS + index as usize * COUNTERS;
+        let (counters, times) = match shard {
+            None => (common, common + HISTOGRAM),
+            Some(shard) => {
+                let place = shard as usize * self.slots as usize + index as usize;
+                let start = self.gauges(LANES, 0) + (LANES * BEATS) as usize + place * SHARD_WORDS;
+                (start, start + OWN)
+            }
+        };
+        Some(Counts {
+            counters: self.words.get(counters..)?.first_chunk()?,
+            times: self.words.get(times..)?.first_chunk()?,
+        })
+    }
+
+    /// Whether what the shards hold of a slot is its owner's.
+    pub(super) fn is_sharded(&self, index: u32) -> bool {
+        let word = HEADER_WORDS + index as usize * COUNTERS + SHARDED;
+        self.shards > 0 && index < self.slots && self.words[word].load(Ordering::Relaxed) != 0
     }
 
     /// Forgets the gauges of a worker that is gone, whatever it left behind.
@@ -193,6 +241,8 @@ impl Memory {
         for place in 0..COUNTERS {
             slot.word(place).store(0, Ordering::Relaxed);
         }
+        self.forget_shards(index);
+        slot.word(SHARDED).store((self.shards > 0).into(), Ordering::Relaxed);
         for (place, word) in owner.name.into_iter().enumerate() {
             slot.word(OWNER + place).store(word, Ordering::Relaxed);
         }
@@ -225,13 +275,15 @@ impl Memory {
     }
 }
 
-/// Words of a whole memory; `None` for no slots or more than four million (6 GiB of addresses).
-fn words(slots: u32) -> Option<NonZeroUsize> {
-    if slots > 1 << 22 {
+/// Words of a whole memory; `None` for no slots, more than four million (6 GiB of addresses and 2 for each shard), or
+/// more shards than there may be.
+fn words(slots: u32, shards: u32) -> Option<NonZeroUsize> {
+    if slots > 1 << 22 || shards > SHARDS {
         return None;
     }
     let slots = NonZeroUsize::new(slots as usize)?.get();
-    NonZeroUsize::new(HEADER_WORDS + slots * (COUNTERS + LANES as usize * GAUGES) + (LANES * BEATS) as usize)
+    let of_slot = COUNTERS + LANES as usize * GAUGES + shards as usize * SHARD_WORDS;
+    NonZeroUsize::new(HEADER_WORDS + slots * of_slot + (LANES * BEATS) as usize)
 }
 
 /// A file in memory that nobody can shrink (a mapping beyond the end would be fatal) where the kernel can see to it.
@@ -270,8 +322,8 @@ mod tests {
         memory.give(7, Owner { kind: Kind::Server, name: [1; 4] });
         let (mine, theirs) = (memory.slot(0, 7).unwrap(), other.slot(63, 7).unwrap());
         mine.add(Counter::Requests, 3);
-        assert_eq!(theirs.value(Counter::Requests), 3);
-        assert_eq!(memory.slot(0, 6).unwrap().value(Counter::Requests), 0);
+        assert_eq!(other.count(7, Counter::Requests), 3);
+        assert_eq!(memory.count(6, Counter::Requests), 0);
         mine.enter(Gauge::Sessions);
         theirs.enter(Gauge::Sessions);
         theirs.enter(Gauge::Sessions);
@@ -311,8 +363,8 @@ mod tests {
         assert_eq!((other.connections(9), other.connections(8)), (1, 0));
         memory.give(2, owner(Kind::Server, 8));
         assert_eq!(other.owner(2), Some(owner(Kind::Server, 8)));
-        assert_eq!((slot.value(Counter::Requests), slot.current(Gauge::Sessions)), (0, 0));
-        assert_eq!(slot.histogram().counts, [0; BUCKETS]);
+        assert_eq!((memory.count(2, Counter::Requests), slot.current(Gauge::Sessions)), (0, 0));
+        assert_eq!(memory.histogram(2).counts, [0; BUCKETS]);
     }
 
     fn forged(words: &[u64], bytes: u64) -> Result<Memory, StatsError> {
@@ -332,7 +384,7 @@ mod tests {
         assert!(matches!(forged(&[MAGIC, shape(1, 1)], 8192), Err(StatsError::Layout { found: 1 })));
         assert!(matches!(forged(&[MAGIC, shape(2, 0)], 8192), Err(StatsError::Size { .. })));
         assert!(matches!(forged(&[MAGIC, shape(2, 16_384)], 8192), Err(StatsError::Size { .. })));
-        let whole = words(1).unwrap().get() * WORD;
+        let whole = words(1, 0).unwrap().get() * WORD;
         assert!(forged(&[MAGIC, shape(2, 1)], whole as u64).is_ok());
     }
 

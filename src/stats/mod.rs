@@ -14,6 +14,7 @@ mod memory;
 mod page;
 mod prometheus;
 mod server;
+mod shards;
 mod snapshot;
 mod standing;
 

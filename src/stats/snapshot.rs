@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use super::counters::{Counter, Gauge, Slot};
+use super::counters::{Counter, Gauge};
 use super::histogram::Histogram;
 use super::ledger::{Life, Reloads};
 use super::memory::Memory;
@@ -73,20 +73,20 @@ pub struct Row {
     pub last_session: Option<u64>,
     /// Second (epoch) of the snapshot.
     now: u64,
-    slot: Option<Slot>,
+    place: Option<(Memory, u32)>,
 }
 
 impl Row {
     /// A counter of this row; 0 when it has no slot yet.
     #[must_use]
     pub fn count(&self, counter: Counter) -> u64 {
-        self.slot.map_or(0, |slot| slot.value(counter))
+        self.place.map_or(0, |(memory, index)| memory.count(index, counter))
     }
 
     /// How long its requests took; nothing when it has no slot yet.
     #[must_use]
     pub fn histogram(&self) -> Histogram {
-        self.slot.map(|slot| slot.histogram()).unwrap_or_default()
+        self.place.map(|(memory, index)| memory.histogram(index)).unwrap_or_default()
     }
 
     /// Status as HAProxy words it.
@@ -196,7 +196,9 @@ impl Snapshot {
 
 impl Row {
     fn describe(&mut self, backend: &config::Backend, server: &config::Server) {
-        self.standing = self.slot.map(|slot| slot.standing()).unwrap_or_default();
+        // Lane 0 serves for reading: standings are common to all lanes.
+        let slot = self.place.and_then(|(memory, index)| memory.slot(0, index));
+        self.standing = slot.map(|slot| slot.standing()).unwrap_or_default();
         self.check = backend.check_of(server).map(|check| (check.rise, check.fall));
         self.weight = self.standing.share(server.weight, self.check.is_some()).into();
         self.user_weight = self.standing.orders.weight.unwrap_or(server.weight).into();
@@ -223,10 +225,8 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn row(&self, (proxy, service): (&str, &str), kind: Kind, index: Option<&u32>) -> Row {
-        // Lane 0 serves for reading: counters are common to all lanes and gauges are summed.
-        let slot = index.and_then(|index| self.memory.slot(0, *index));
         let gauge = |gauge| index.map_or(0, |index| self.memory.gauge_total(*index, gauge));
-        let last = slot.map_or(0, |slot| slot.value(Counter::LastSession));
+        let last = index.map_or(0, |index| self.memory.count(*index, Counter::LastSession));
         let now = self.now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         Row {
             proxy: proxy.to_owned(),
@@ -249,7 +249,7 @@ impl Reader<'_> {
             limit: None,
             uptime: self.uptime,
             last_session: (last != 0).then(|| now.saturating_sub(last)),
-            slot,
+            place: index.map(|index| (*self.memory, *index)),
         }
     }
 }

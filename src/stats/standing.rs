@@ -205,8 +205,8 @@ impl Slot {
     #[must_use]
     pub fn standing(&self) -> Standing {
         Standing {
-            orders: Orders::unpack(self.value(Counter::Orders)),
-            health: Health::unpack(self.value(Counter::Health)),
+            orders: Orders::unpack(self.state(Counter::Orders)),
+            health: Health::unpack(self.state(Counter::Health)),
         }
     }
 

@@ -125,7 +125,7 @@ fn first_times(farm: &Farm<'_>, check: &Check) -> Vec<Option<Instant>> {
     let (now, millis, count) = (Instant::now(), epoch_millis(), config.servers.len().max(1));
     let times = config.servers.iter().enumerate().map(|(server, its)| {
         config.check_of(its)?;
-        let last = farm.server(server).value(Counter::LastCheck);
+        let last = farm.server(server).state(Counter::LastCheck);
         let wait = match farm.standing(server).health {
             Some(known) if last > 0 => {
                 // A clock that was set back must not stop anything.

@@ -222,7 +222,7 @@ fn keep_times(slot: Slot, before: bool, now: bool, second: u64) {
         return;
     }
     if now {
-        slot.add(Counter::Downtime, second.saturating_sub(slot.value(Counter::LastChange)));
+        slot.add(Counter::Downtime, second.saturating_sub(slot.state(Counter::LastChange)));
     }
     slot.set(Counter::LastChange, second);
 }

@@ -138,6 +138,7 @@ impl Drop for OpenGuard {
 
 async fn serve(setup: Setup, ready: oneshot::Sender<io::Result<()>>) {
     let Setup { mut shared, number, listeners, arrivals, accepting, serving: accepts } = setup;
+    shared.memory = shared.memory.of_thread(number);
     let thread = Rc::new(Thread {
         bundle: Arc::clone(&shared.bundle),
         timers: Timers::default(),
