@@ -103,6 +103,34 @@ fn what_a_burst_opened_serves_the_next_one() {
 }
 
 #[test]
+fn connections_of_a_burst_to_one_server_make_room_for_those_to_another() {
+    const AT_ONCE: usize = 60;
+    let all = Barrier::new(AT_ONCE);
+    let busy = Origin::answering(move |_request| {
+        all.wait();
+        ok("busy")
+    });
+    let quiet = Origin::named("quiet");
+    let second = Port::new();
+    let site = Site::new(&format!(
+        "[global]\nthreads = 1\nmaxconn = {}\n[frontend.busy]\nbind = \"{{port}}\"\nbackend = \"busy\"\n\
+         [frontend.quiet]\nbind = \"{}\"\nbackend = \"quiet\"\n\
+         [backend.busy]\nservers = [\"{}\"]\n[backend.quiet]\nservers = [\"{}\"]",
+        AT_ONCE, second.address, busy.address, quiet.address
+    ));
+    let _daemon = site.start();
+    let mut clients: Vec<_> = (0..AT_ONCE).map(|_| Client::connect(site.address())).collect();
+    clients.iter_mut().for_each(|client| client.send(GET));
+    clients.iter_mut().for_each(|client| assert_eq!(client.response().unwrap().text(), "busy"));
+    drop(clients);
+    let mut client = Client::connect(second.address);
+    for _ in 0..10 {
+        assert_eq!(client.get("/").text(), "quiet");
+    }
+    assert_eq!(quiet.accepted(), 1);
+}
+
+#[test]
 fn server_close_keeps_the_client_and_closes_the_server() {
     let (origin, requests) = Origin::recording(|_| ok("one"));
     let site = Site::proxying(&[origin.address], "connection-mode = \"server-close\"");

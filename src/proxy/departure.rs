@@ -1,5 +1,5 @@
 //! How an idle connection, or a tunnel, leaves a draining worker for its successor.
-//! Made by `worker` for its threads, used by `connection` and `request`. Never gives up a connection
+//! Made by `worker` for its threads, used by `connection`, `session`, `tunnel` and `obtain`. Never gives up a connection
 //! that the other side has not taken.
 
 use std::num::NonZeroU64;

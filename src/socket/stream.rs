@@ -88,10 +88,10 @@ impl Socket {
     /// # Errors
     /// What recv(2) says.
     pub async fn peek(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let asked = bytes.len();
         poll_fn(|cx| {
             let call = |fd: BorrowedFd<'_>| recv(fd, &mut *bytes, RecvFlags::PEEK).map(|(count, _)| count);
-            self.poll_call(cx, (Interest::READABLE, asked), call)
+            // However much there is, it stays there.
+            self.poll_call(cx, (Interest::READABLE, 0), call)
         })
         .await
     }
@@ -256,6 +256,18 @@ mod tests {
         };
         local.run_until(reading).await;
         assert!(turns.get() > 10, "{}", turns.get());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_was_only_looked_at_can_be_read_at_once() {
+        let (mut near, mut far) = pair().await;
+        let mut byte = [0; 16];
+        let (seen, _sent) = tokio::join!(near.peek(&mut byte), far.write_all(b"short"));
+        assert_eq!(seen.unwrap(), 5);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let mut read = ReadBuf::new(&mut byte);
+        assert!(Pin::new(&mut near).poll_read(&mut context, &mut read).is_ready());
+        assert_eq!(read.filled(), b"short");
     }
 
     #[tokio::test(flavor = "current_thread")]

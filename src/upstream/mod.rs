@@ -33,8 +33,8 @@ pub use checks::Checks;
 pub use connect::Way;
 pub use error::ConnectError;
 pub use farm::{Farm, Lines};
-use pool::Allowance;
-pub use pool::{Connection, MAX_IDLE, Pool};
+use pool::Reserve;
+pub use pool::{Connection, MAX_IDLE, Pool, most_idle};
 pub use stream::ServerStream;
 
 /// A backend with its counters and its servers' idle connections; one per thread.
@@ -244,16 +244,18 @@ fn key(client: IpAddr) -> u64 {
     }
 }
 
-/// Builds the backends of a bundle for one thread; `None` when a slot lies outside the shared memory.
+/// Builds the backends of a bundle for one thread, which keeps so many idle connections; `None` when a slot lies outside
+/// the shared memory.
 #[must_use]
 pub fn backends(
     bundle: &Arc<Bundle>,
     slots: &Slots,
     (memory, lane): (&Memory, u32),
     secured: &[Option<ClientSettings>],
+    idle: usize,
 ) -> Option<Vec<Rc<Backend>>> {
     let mut all = Vec::with_capacity(bundle.backends.len());
-    let idle = Allowance::new(MAX_IDLE);
+    let reserve = Reserve::new(idle);
     for index in 0..bundle.backends.len() {
         let mut servers = Vec::new();
         let config = &bundle.backends[index];
@@ -261,14 +263,7 @@ pub fn backends(
             let name = config.servers[server].name.as_bytes();
             let (slot, identity) = (memory.slot(lane, *place)?, balance::digest(name));
             let way = Way::to(config, server, secured.get(index)?.as_ref())?;
-            servers.push(Server {
-                slot,
-                pool: Pool::new(&idle),
-                calls: Calls::default(),
-                way,
-                place: *place,
-                identity,
-            });
+            servers.push(Server { slot, pool: reserve.pool(), calls: Calls::default(), way, place: *place, identity });
         }
         let slot = memory.slot(lane, *slots.backends.get(index)?)?;
         let (memory, bundle) = (*memory, Arc::clone(bundle));

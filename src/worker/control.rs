@@ -27,7 +27,7 @@ use crate::logging::{LogThread, Logger, Severity};
 use crate::proxy::{Departure, Leaving};
 use crate::stats::StatsPage;
 use crate::tls::{self, Acceptor, TicketKeys};
-use crate::upstream::Checks;
+use crate::upstream::{Checks, most_idle};
 
 /// How long connections get to notice that the worker stops.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -123,6 +123,7 @@ fn start(channel: &Arc<Channel>, inheritance: Inheritance) -> Result<(Worker, Wa
         memory,
         lane: start.lane,
         threads: start.threads,
+        idle: most_idle(start.maxconn, start.threads),
         tls: acceptors.clone(),
         secured: Arc::clone(&secured),
         limits: limits(&bundle, start.maxconn),

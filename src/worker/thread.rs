@@ -63,6 +63,8 @@ pub struct Shared {
     pub lane: u32,
     /// How many threads serve.
     pub threads: usize,
+    /// Idle connections to servers that each of them keeps.
+    pub idle: usize,
     /// TLS per frontend.
     pub tls: Vec<Option<Acceptor>>,
     /// TLS towards servers, per backend.
@@ -338,8 +340,9 @@ type Built = (Vec<Rc<upstream::Backend>>, Vec<Rc<Site>>);
 
 fn build(shared: &Shared) -> io::Result<Built> {
     let outside = || io::Error::other("a slot lies outside the shared counters");
-    let backends = upstream::backends(&shared.bundle, &shared.slots, (&shared.memory, shared.lane), &shared.secured)
-        .ok_or_else(outside)?;
+    let (memory, secured) = ((&shared.memory, shared.lane), &shared.secured);
+    let backends =
+        upstream::backends(&shared.bundle, &shared.slots, memory, secured, shared.idle).ok_or_else(outside)?;
     let mut sites = Vec::new();
     for index in 0..shared.bundle.frontends.len() {
         let slot = shared.slots.frontends.get(index).and_then(|slot| shared.memory.slot(shared.lane, *slot));
