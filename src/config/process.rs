@@ -174,6 +174,9 @@ const FACILITIES: [(&str, u8); 20] = [
     ("local7", 23),
 ];
 
+/// As RFC 5424 has it for APP-NAME (section 6).
+const LONGEST_TAG: usize = 48;
+
 const LEVELS: [(&str, u8); 8] =
     [("emerg", 0), ("alert", 1), ("crit", 2), ("err", 3), ("warning", 4), ("notice", 5), ("info", 6), ("debug", 7)];
 
@@ -201,13 +204,23 @@ pub(super) fn log(mut section: Section<'_>, check: &dyn Fn(&str) -> Result<(), S
         sink: sink.unwrap_or(LogSink::Unix(PathBuf::new())),
         facility: section.choice("facility", &FACILITIES).unwrap_or(16),
         level: section.choice("level", &LEVELS).unwrap_or(6),
-        tag: section.string("tag").unwrap_or_else(|| String::from("proxy")),
+        tag: tag(&mut section),
         access: wanted.0,
         events: wanted.1,
         access_format: access_format(&mut section, check),
     };
     section.finish();
     Some(target)
+}
+
+/// What other daemons find their lines by; where a line is cut, it is in front and never goes.
+fn tag(section: &mut Section<'_>) -> String {
+    let Some(Text { text, span }) = section.text("tag") else { return String::from("proxy") };
+    if !(1..=LONGEST_TAG).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let message = format!("a tag has 1 to {LONGEST_TAG} visible characters of ASCII");
+        section.report.error(span, message, "write the name of a program, \"proxy\"");
+    }
+    text
 }
 
 fn log_sink(section: &mut Section<'_>) -> Option<LogSink> {

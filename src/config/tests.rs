@@ -55,6 +55,12 @@ fn a_value_of_another_kind_is_told_what_belongs_there() {
             ("access-format = 2024-01-01", "a date where a string belongs", "write a string"),
             ("access-format = [\"a\"]", "a list where a string belongs", "write a string"),
             ("access-format = \"bad\"", "the access format cannot be used", "bad format"),
+            (
+                "[[log]]\ntarget = \"syslog:/dev/log\"\ntag = \"two\\nlines\"",
+                "a tag has 1 to 48",
+                "the name of a program",
+            ),
+            ("[[log]]\ntarget = \"syslog:/dev/log\"\ntag = \"\"", "a tag has 1 to 48", "the name of a program"),
             ("access-format = \"${NO_SUCH_VARIABLE_HERE}\"", "`NO_SUCH_VARIABLE_HERE` is not set", ":-default"),
             ("connection-mode = \"kep-alive\"", "cannot be `kep-alive`", "did you mean `keep-alive`?"),
             ("error-pages.503 = \"none.http\"", "cannot read", "none.http"),
