@@ -9,10 +9,10 @@ use std::io::{BufReader, Write as _};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use rcgen::{CertificateParams, KeyPair, SerialNumber};
+use rcgen::{CertificateParams, SerialNumber};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use support::authority::{Authority, Learnt, origin, recording, settings};
@@ -20,21 +20,12 @@ use support::client::{Client, get, read_message};
 use support::h2::{self as http2, H2Origin};
 use support::origin::{Origin, ok};
 use support::peer::Peer;
-use support::{Daemon, PATIENCE, Port, Site, code, generation, output, pid, serving, text};
-
-const DAY: i64 = 24 * 3600;
+use support::{Daemon, PATIENCE, Port, Site, code, generation, output, pid, put, serving, text};
 
 /// One server, addressed as `localhost`, and one thread, so that idle connections can be counted.
 fn configure(site: &Site, server: SocketAddr, tls: &str, extra: &str) {
     let text = Site::text(&[server], &format!("retries = 0\ntls = {tls}\n{extra}\n[global]\nthreads = 1\n"));
     site.configure(&text.replace("address = \"127.0.0.1", "address = \"localhost"));
-}
-
-/// Puts a file in place as careful programs do.
-fn put(site: &Site, file: &str, content: &str) {
-    let draft = site.path(&format!(".{file}.draft"));
-    fs::write(&draft, content).unwrap();
-    fs::rename(draft, site.path(file)).unwrap();
 }
 
 /// A certificate for `localhost` with this serial number.
@@ -382,67 +373,6 @@ fn to_watch_nothing_is_an_error() {
     let check = site.proxy(&["check"]);
     let said = text(&check.stderr);
     assert!(code(&check) == 1 && said.contains("there is no file to watch") && said.contains("proxy.toml:"), "{said}");
-}
-
-/// So many seconds from now, since the epoch.
-fn ahead(seconds: i64) -> (u64, i64) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let end = now.checked_add_signed(seconds).unwrap();
-    (end, i64::try_from(end).unwrap())
-}
-
-/// A certificate that a server made itself, which ends so many seconds from now.
-fn ending_in(seconds: i64) -> (String, i64) {
-    let (end, told) = ahead(seconds);
-    let mut params = CertificateParams::new(vec![String::from("localhost")]).unwrap();
-    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(end);
-    let key = KeyPair::generate().unwrap();
-    (params.self_signed(&key).unwrap().pem() + &key.serialize_pem(), told)
-}
-
-#[test]
-fn ends_of_authorities_and_of_our_own_certificate_are_told_by_check_log_and_metrics() {
-    let (metrics, site) = (Port::new(), Site::new(""));
-    let own = |days: i64| {
-        let (pem, end) = ending_in(days * DAY + 3600);
-        put(&site, "edge.pem", &pem);
-        end
-    };
-    // Of several, the first end counts.
-    let trusted = |days: i64| {
-        let (near, end) = ending_in(days * DAY + 3600);
-        put(&site, "ca.pem", &(ending_in(300 * DAY).0 + &near));
-        end
-    };
-    let mut ends = [own(5), trusted(6)];
-    let tls = "{ ca-file = \"ca.pem\", client-cert = \"edge.pem\", watch = true }";
-    configure(&site, "127.0.0.1:9".parse().unwrap(), tls, &format!("[metrics]\nbind = \"{}\"\n", metrics.address));
-    let check = site.proxy(&["check"]);
-    let said = text(&check.stdout) + &text(&check.stderr);
-    for line in ["the certificate of `edge.pem` expires in 5 days", "an authority of `ca.pem` expires in 6 days"] {
-        assert!(said.contains(line), "{line} is not in {said}");
-    }
-    let daemon = site.start();
-    let (edge, ca) = (site.path("edge.pem").display().to_string(), site.path("ca.pem").display().to_string());
-    daemon.hear(&format!("backend pool: the certificate of `{edge}` expires in 5 days"));
-    daemon.hear(&format!("backend pool: an authority of `{ca}` expires in 6 days"));
-    let told = |ends: [i64; 2]| {
-        let scraped = get(metrics.address, "/metrics").text();
-        [&edge, &ca].into_iter().zip(ends).all(|(file, end)| {
-            let labels = format!("{{kind=\"backend\",proxy=\"pool\",file=\"{file}\"}}");
-            scraped.lines().any(|line| line == format!("proxy_certificate_not_after_seconds{labels} {end}"))
-        })
-    };
-    assert!(told(ends));
-    ends[0] = own(7);
-    daemon.hear(&format!("backend pool: the certificate of `{edge}` expires in 7 days"));
-    ends[1] = trusted(8);
-    daemon.hear(&format!("backend pool: an authority of `{ca}` expires in 8 days"));
-    support::until("the new ends in the metrics", || told(ends));
-    let list: Vec<_> = [(edge, ends[0]), (ca, ends[1])]
-        .map(|(path, end)| serde_json::json!({ "kind": "backend", "proxy": "pool", "path": path, "not_after": end }))
-        .into();
-    assert_eq!(site.status()["certificates"], serde_json::json!(list));
 }
 
 /// Runs `openssl` in a folder; panics when it fails.

@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -12,6 +11,7 @@ use webpki::BorrowedCertRevocationList;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Version};
 
 use super::certificates::{Trouble, facts, read};
+use super::expiry::now;
 use super::section::Section;
 use super::{Authorities, ClientAuth};
 
@@ -44,7 +44,7 @@ impl Trust {
 
     /// As [`Authorities::end`] of those at a place.
     pub(super) fn end(&self, place: usize) -> Option<i64> {
-        self.lists.borrow().get(place).and_then(|(list, _watched)| list.end())
+        self.lists.borrow().get(place).and_then(|(list, _watched)| list.end(now()))
     }
 
     /// What was collected.
@@ -54,11 +54,11 @@ impl Trust {
 }
 
 impl Authorities {
-    /// When the first of them ends, in seconds since the epoch. What a distribution keeps is not for anybody here to renew.
+    /// When the next of them ends, in seconds since the epoch; one that has ended tells nothing as long as another lives.
+    /// What a distribution keeps is not for anybody here to renew.
     #[must_use]
-    pub fn end(&self) -> Option<i64> {
-        let own = self.path != Path::new(SYSTEM);
-        self.certificates.iter().filter_map(|der| facts(der)).map(|facts| facts.validity.1).min().filter(|_| own)
+    pub fn end(&self, now: i64) -> Option<i64> {
+        self.ends.iter().find(|end| **end >= now).or(self.ends.last()).copied()
     }
 }
 
@@ -76,7 +76,11 @@ pub(super) fn authorities(path: PathBuf) -> Result<Authorities, Trouble> {
         let problem = format!("`{}` holds no certificate of an authority", path.display());
         return Err((problem, String::from("put the authorities' certificates into one PEM file")));
     }
-    Ok(Authorities { path, certificates })
+    // Parsed here, once: they are asked for with every look at the daemon.
+    let own: &[_] = if path == Path::new(SYSTEM) { &[] } else { &certificates };
+    let mut ends: Vec<_> = own.iter().filter_map(|der| facts(der)).map(|facts| facts.validity.1).collect();
+    ends.sort_unstable();
+    Ok(Authorities { path, certificates, ends })
 }
 
 /// What vouches for clients, as the files hold it now.
@@ -100,8 +104,7 @@ pub(super) fn revocations(file: &Path, section: &Section<'_>) -> Vec<Vec<u8>> {
             return Vec::new();
         }
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    if lists_end(&lists).is_some_and(|end| end < i64::try_from(now).unwrap_or(i64::MAX)) {
+    if lists_end(&lists).is_some_and(|end| end < now()) {
         let problem = format!("a revocation list in `{}` is out of date", file.display());
         section.report.warning(place, problem, "every certificate of its issuer is refused");
     }
@@ -175,5 +178,34 @@ mod tests {
         assert!(problem.contains("none.pem` holds no certificate of an authority"), "{problem}");
         let lists = trust.into_lists();
         assert_eq!((lists.len(), lists[0].certificates.len()), (2, 1));
+    }
+
+    #[test]
+    fn of_authorities_the_next_end_counts_and_one_that_is_past_only_without_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        let made = |year| {
+            let mut params = rcgen::CertificateParams::new([format!("{year}.example")]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+        };
+        std::fs::write(&file, made(2050) + &made(2020) + &made(2040) + &made(2021)).unwrap();
+        let all = authorities(file).unwrap();
+        let first_of = |year| rcgen::date_time_ymd(year, 1, 1).unix_timestamp();
+        for (now, expected) in [(2019, 2020), (2030, 2040), (2040, 2040), (2045, 2050), (2060, 2050)] {
+            assert_eq!(all.end(first_of(now)), Some(first_of(expected)), "in {now}");
+        }
+    }
+
+    #[test]
+    fn authorities_of_an_older_version_are_the_same_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, rcgen::generate_simple_self_signed([String::from("ca")]).unwrap().cert.pem()).unwrap();
+        let read = authorities(file).unwrap();
+        let mut document = serde_json::to_value(&read).unwrap();
+        document.as_object_mut().unwrap().remove("ends").unwrap();
+        let older: Authorities = serde_json::from_value(document).unwrap();
+        assert!(older == read && older.end(0).is_none() && read.end(0).is_some());
     }
 }

@@ -1,7 +1,8 @@
 //! When certificates end, and how that is told before clients find out.
-//! Asked by the readers of certificates and authorities, the master's log and the statistics. Never reads a clock.
+//! Asked by the readers of certificates and authorities, the master's log and the statistics. Never reads a file.
 
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use super::{Authorities, Backend, Bundle, Certificate, Frontend};
 const SOON: i64 = 14;
 const DAY: i64 = 24 * 3600;
 
-/// When a certificate in use ends, or the first authority of a file.
+/// When a certificate in use ends, or the next authority of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Expiry {
     /// `frontend` or `backend`.
@@ -30,9 +31,9 @@ pub struct Expiry {
 
 impl Expiry {
     /// Of a frontend or backend, one per file: that which comes first.
-    fn of(owner: (&'static str, &str), shown: &[Certificate], believed: Option<&Authorities>) -> Vec<Self> {
+    fn of(owner: (&'static str, &str), shown: &[Certificate], believed: Option<&Authorities>, now: i64) -> Vec<Self> {
         let shown = shown.iter().map(|certificate| (&certificate.path, certificate.not_after, false));
-        let believed = believed.and_then(|list| Some((&list.path, list.end()?, true)));
+        let believed = believed.and_then(|list| Some((&list.path, list.end(now)?, true)));
         let mut all: Vec<Self> = Vec::new();
         for (path, not_after, authority) in shown.chain(believed) {
             let (kind, proxy) = (owner.0, owner.1.to_owned());
@@ -57,22 +58,32 @@ impl Expiry {
 }
 
 impl Bundle {
-    /// When the certificates end that clients and servers are shown, and those that vouch for them.
+    /// When the certificates end that clients and servers are shown, and those that vouch for them, as seen now.
     #[must_use]
-    pub fn expiries(&self) -> Vec<Expiry> {
-        let mut all = Vec::new();
+    pub fn expiries(&self, now: SystemTime) -> Vec<Expiry> {
+        let (now, mut all) = (seconds(now), Vec::new());
         for Frontend { name, tls, .. } in &self.frontends {
             let Some(tls) = tls else { continue };
             let believed = tls.client_auth.as_ref().map(|auth| &auth.authorities);
-            all.extend(Expiry::of(("frontend", name), &tls.certificates, believed));
+            all.extend(Expiry::of(("frontend", name), &tls.certificates, believed, now));
         }
         for Backend { name, tls, .. } in &self.backends {
             let Some(tls) = tls else { continue };
             let believed = tls.authorities.and_then(|place| self.authorities.get(place));
-            all.extend(Expiry::of(("backend", name), tls.identity.as_slice(), believed));
+            all.extend(Expiry::of(("backend", name), tls.identity.as_slice(), believed, now));
         }
         all
     }
+}
+
+/// Since the epoch.
+fn seconds(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Seconds since the epoch, while files are read.
+pub(super) fn now() -> i64 {
+    seconds(SystemTime::now())
 }
 
 /// What becomes of a certificate, if that is worth a word.
@@ -98,8 +109,7 @@ pub(super) fn tell_end_of_authority(not_after: i64, file: &Text, section: &Secti
 }
 
 fn tell((what, whose): (&str, &str), not_after: i64, file: &Text, section: &Section<'_>) {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let now = now();
     if let Some(fate) = fate(not_after, now) {
         let then = if not_after < now { "is refused" } else { "will be refused then" };
         section.report.warning(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::authorities::{authorities, revocations};
 use super::certificates::{Trouble, certificate, files_of, load};
-use super::expiry::{tell_end, tell_end_of_authority};
+use super::expiry::{now, tell_end, tell_end_of_authority};
 use super::section::{Section, Text};
 use super::server_tls::TlsFiles;
 use super::{Certificate, ClientAuth, Mode, TlsServer, tls};
@@ -116,7 +116,7 @@ fn client_auth(mut section: Section<'_>, files: TlsFiles<'_>) -> Option<ClientAu
     }
     let authorities = file.and_then(|name| match authorities(files.bases.ca_file(&name.text, section.report)) {
         Ok(authorities) => {
-            authorities.end().into_iter().for_each(|end| tell_end_of_authority(end, &name, &section));
+            authorities.end(now()).into_iter().for_each(|end| tell_end_of_authority(end, &name, &section));
             Some(authorities)
         }
         Err((problem, fix)) => {

@@ -95,14 +95,26 @@ pub enum KeyFormat {
 }
 
 /// The authorities of one file.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Authorities {
     /// Where they came from.
     pub path: PathBuf,
     /// DER certificates.
     #[serde(with = "super::base64_list")]
     pub certificates: Vec<Vec<u8>>,
+    /// When they end, in seconds since the epoch, the first one first; see [`Authorities::end`].
+    #[serde(default)]
+    pub(super) ends: Vec<i64>,
 }
+
+/// The ends are the certificates' own, and unknown where an older version has read them.
+impl PartialEq for Authorities {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.path, &self.certificates) == (&other.path, &other.certificates)
+    }
+}
+
+impl Eq for Authorities {}
 
 impl std::fmt::Debug for Authorities {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

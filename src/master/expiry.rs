@@ -43,7 +43,7 @@ fn now() -> Duration {
 impl Master {
     /// Tells of certificates that end, or have ended, when that has not been told today.
     pub(super) fn warn_of_expiry(&mut self) {
-        let expiries = self.bundle.expiries();
+        let expiries = self.bundle.expiries(SystemTime::now());
         for line in self.warned.news(&expiries, now()) {
             self.say(Severity::Warning, &line);
         }

@@ -161,7 +161,7 @@ impl Master {
             generations: self.workers.status(&self.blank.memory),
             reloads: Reloads::of(&self.blank.memory, self.last_reload.clone()),
             log_lines_dropped: self.blank.memory.log_lines_dropped(),
-            certificates: self.bundle.expiries(),
+            certificates: self.bundle.expiries(SystemTime::now()),
         };
         let mut answer = Answer::new(Outcome::Applied, "");
         answer.facts = serde_json::to_value(&status).unwrap_or_default();

@@ -24,7 +24,7 @@ use super::memory::Memory;
 use super::page::{About, html};
 use super::prometheus;
 use super::snapshot::Snapshot;
-use crate::config::{Bundle, Expiry};
+use crate::config::Bundle;
 use crate::handoff::messages::Slots;
 
 /// A request head must be complete within this time, and a kept connection idle no longer.
@@ -38,8 +38,8 @@ pub struct StatsPage {
     memory: Memory,
     generation: u64,
     gate: Gate,
-    /// Of the certificates in use, which need not be those of the bundle any more.
-    expiries: RwLock<Vec<Expiry>>,
+    /// The same with the certificates in use, which need not be those it was read with any more.
+    current: RwLock<Arc<Bundle>>,
 }
 
 /// Which listener a connection came through.
@@ -56,18 +56,18 @@ impl StatsPage {
     #[must_use]
     pub fn new(bundle: Arc<Bundle>, slots: Slots, memory: Memory, generation: u64) -> Self {
         let gate = Gate::new(bundle.stats.as_ref().map_or(&[], |stats| &stats.users));
-        let expiries = RwLock::new(bundle.expiries());
-        Self { bundle, slots, memory, generation, gate, expiries }
+        let current = RwLock::new(Arc::clone(&bundle));
+        Self { bundle, slots, memory, generation, gate, current }
     }
 
     /// Other certificates are in use than those that the configuration was read with.
-    pub fn exchange_expiries(&self, expiries: Vec<Expiry>) {
-        *self.expiries.write().unwrap_or_else(PoisonError::into_inner) = expiries;
+    pub fn exchange(&self, current: Arc<Bundle>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
     }
 
     fn snapshot(&self, now: SystemTime) -> Snapshot {
-        let snapshot = Snapshot::take(&self.bundle, &self.slots, &self.memory, now);
-        Snapshot { certificates: self.expiries.read().unwrap_or_else(PoisonError::into_inner).clone(), ..snapshot }
+        let current = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        Snapshot::take(&current, &self.slots, &self.memory, now)
     }
 
     async fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {

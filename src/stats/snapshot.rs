@@ -189,7 +189,7 @@ impl Snapshot {
             rows.push(row);
         }
         let (reloads, lives) = (memory.reloads(), memory.lives());
-        let (log_lines_dropped, certificates) = (memory.log_lines_dropped(), bundle.expiries());
+        let (log_lines_dropped, certificates) = (memory.log_lines_dropped(), bundle.expiries(now));
         Self { rows, uptime, reloads, lives, log_lines_dropped, certificates }
     }
 }

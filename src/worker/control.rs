@@ -285,8 +285,8 @@ impl Worker {
 
     /// Remembers what has been exchanged, and tells when it ends.
     fn go_by(&mut self, bundle: Bundle) {
-        self.page.exchange_expiries(bundle.expiries());
         self.bundle = Arc::new(bundle);
+        self.page.exchange(Arc::clone(&self.bundle));
     }
 
     fn acceptor(&self, frontend: &str) -> Option<(usize, &Acceptor)> {

@@ -331,6 +331,13 @@ pub fn await_end(number: u32) {
     }
 }
 
+/// Puts a file in place as careful programs do.
+pub fn put(site: &Site, file: &str, content: &str) {
+    let draft = site.path(&format!(".{file}.draft"));
+    fs::write(&draft, content).unwrap();
+    fs::rename(draft, site.path(file)).unwrap();
+}
+
 /// Waits for something that no process tells.
 pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
