@@ -15,11 +15,13 @@ use nix::sys::signal::{Signal, kill};
 use rcgen::{CertificateParams, SerialNumber};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::version::TLS13;
 use support::authority::{Authority, Learnt, origin, recording, settings};
 use support::client::{Client, get, read_message};
 use support::h2::{self as http2, H2Origin};
 use support::origin::{Origin, ok};
 use support::peer::Peer;
+use support::tls::{Pair, TlsClient};
 use support::{Daemon, PATIENCE, Port, Site, code, generation, output, pid, put, serving, text};
 
 /// One server, addressed as `localhost`, and one thread, so that idle connections can be counted.
@@ -128,6 +130,49 @@ fn a_revoked_server_is_refused_at_once_over_idle_connections_and_resumed_session
         ends.recv_timeout(PATIENCE).unwrap();
         put(&site, "revoked.pem", &authority.revoke(&[66], 2101));
         await_status(&site, 200);
+    }
+}
+
+#[test]
+fn workers_that_drain_are_told_of_a_revocation_too() {
+    type Order = fn(&Site, &Daemon);
+    let reload: Order = |site, _daemon| assert_eq!(code(&site.proxy(&["reload"])), 0);
+    let stop: Order = |site, daemon| {
+        daemon.signal(Signal::SIGUSR1);
+        support::await_refusal(site.address());
+    };
+    for (name, found_later, drain) in
+        [("reload", true, reload), ("a reload that found it", false, reload), ("stop", true, stop)]
+    {
+        let site = Site::new("");
+        let authority = Authority::written(site.folder.path(), "ca.pem");
+        Pair::written(site.folder.path(), "web.pem", "localhost");
+        let revoke = |serials: &[u8]| put(&site, "revoked.pem", &authority.revoke(serials, 2101));
+        revoke(&[66]);
+        let (server, _learnt) = recording(settings(&numbered(&authority, 7), None));
+        let configure = |watch: bool| {
+            let tls = format!("{{ ca-file = \"ca.pem\", crl-file = \"revoked.pem\", watch = {watch} }}");
+            configure(&site, server.address, &tls, "[frontend.web.tls]\ncertificates = [\"web.pem\"]");
+        };
+        // Else the watch may be quicker than the reload.
+        configure(found_later);
+        let daemon = site.start();
+        // Connections with TLS cannot move to another worker; each may ask once more.
+        let client = TlsClient::new(&[&TLS13]);
+        let mut clients: Vec<_> = (0..30).map(|_| client.get(site.address(), "localhost")).collect();
+        assert!(clients.iter().all(|client| client.response.status() == 200));
+        if !found_later {
+            revoke(&[66, 7]);
+            configure(true);
+        }
+        drain(&site, &daemon);
+        if found_later {
+            revoke(&[66, 7]);
+            daemon.hear("backend pool: other revocation lists for servers");
+        }
+        let mut again = || clients.pop().expect("somebody who has not asked again").again().status();
+        support::until(&format!("what is revoked is refused: {name}"), || again() == 503);
+        assert_eq!(again(), 503, "{name}");
     }
 }
 

@@ -90,16 +90,65 @@ impl ServerFiles {
 }
 
 impl Bundle {
-    /// Puts something in the place of what a backend had; returns which backend that is, unless it has no use for it.
+    /// Puts something in the place of what a backend had; returns which backend that is, unless it has no use for it: in
+    /// another generation the backend of this name may go by other files.
     pub fn exchange(&mut self, backend: &str, files: ServerFiles) -> Option<usize> {
         let place = self.backends.iter().position(|known| known.name == backend)?;
         let tls = self.backends[place].tls.as_mut()?;
         match files {
             // Others that read the same file find the same in it.
-            ServerFiles::Authorities(fresh) => *self.authorities.get_mut(tls.authorities?)? = fresh,
-            ServerFiles::Revocations { crls, .. } => tls.crls = crls,
-            ServerFiles::Identity { certificate, .. } => tls.identity = Some(certificate),
+            ServerFiles::Authorities(fresh) => {
+                let known = self.authorities.get_mut(tls.authorities?)?;
+                *known = Some(fresh).filter(|fresh| fresh.path == known.path)?;
+            }
+            ServerFiles::Revocations { path, crls } => {
+                tls.crls = Some(crls).filter(|_| tls.crl_file.as_ref() == Some(&path))?;
+            }
+            ServerFiles::Identity { certificate, key } => {
+                let known = tls.identity.as_mut()?;
+                let same = (&known.path, &tls.identity_key) == (&certificate.path, &key);
+                *known = Some(certificate).filter(|_| same)?;
+            }
         }
         Some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_backend_that_goes_by_another_file_has_no_use_for_what_this_one_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed([String::from("a.example")]).unwrap();
+        fs::write(folder.path().join("own.pem"), made.cert.pem() + &made.signing_key.serialize_pem()).unwrap();
+        let text = "config-version = 1\n[frontend.web]\nbind = \"127.0.0.1:1\"\nbackend = \"pool\"\n[backend.pool]\n\
+            server = [{ name = \"one\", address = \"localhost:2\" }]\n\
+            tls = { ca-file = \"own.pem\", client-cert = \"own.pem\", watch = true }\n";
+        let loaded = crate::config::load_text(&folder.path().join("proxy.toml"), text, &|_| Ok(())).unwrap();
+        let mut bundle = loaded.bundle;
+        bundle.backends[0].tls.as_mut().unwrap().crl_file = Some(folder.path().join("list.pem"));
+        let of = |bundle: &Bundle| ServerFiles::of(&bundle.backends[0], &bundle.authorities);
+        let (before, other) = (of(&bundle), folder.path().join("other.pem"));
+        assert_eq!(before.len(), 3);
+        for mut files in before.clone() {
+            match &mut files {
+                ServerFiles::Authorities(list) => list.certificates.clear(),
+                ServerFiles::Revocations { crls, .. } => crls.push(vec![1]),
+                ServerFiles::Identity { certificate, .. } => certificate.names.clear(),
+            }
+            let same = files.clone();
+            match &mut files {
+                ServerFiles::Authorities(Authorities { path, .. })
+                | ServerFiles::Revocations { path, .. }
+                | ServerFiles::Identity { certificate: Certificate { path, .. }, .. } => path.clone_from(&other),
+            }
+            assert_eq!((bundle.exchange("pool", files.clone()), of(&bundle) == before), (None, true), "{files:?}");
+            let mut exchanged = bundle.clone();
+            assert_eq!((exchanged.exchange("pool", same.clone()), of(&exchanged).contains(&same)), (Some(0), true));
+        }
     }
 }

@@ -290,10 +290,31 @@ impl Master {
     fn serve(&mut self, owner: &Owner, found: Material, file: &File) -> Vec<String> {
         let mut bundle = Bundle::clone(&self.bundle);
         let Some((order, changes)) = put(&mut bundle, owner, found) else { return Vec::new() };
-        self.workers.tell_serving(&order, file.as_fd());
+        self.tell(&order, file);
         // Whoever replaces a worker that dies has them, too.
         self.bundle = Arc::new(bundle);
         changes
+    }
+
+    fn tell(&self, order: &ToWorker, file: &File) {
+        for refused in self.workers.tell_change(order, file.as_fd()) {
+            self.say(Severity::Error, &refused);
+        }
+    }
+
+    /// A reload has read files for servers before a look at them did: workers that drain are told all the same.
+    pub(super) fn tell_elders(&self, fresh: &Bundle) {
+        for Watched { owner, known, .. } in Watched::all(fresh) {
+            let (Owner::Backend(name), Material::Servers(files)) = (&owner, &known) else { continue };
+            let mut before = self.bundle.backends.iter().filter(|backend| backend.name == *name);
+            if before.any(|backend| ServerFiles::of(backend, &self.bundle.authorities).contains(files)) {
+                continue;
+            }
+            match packed(&known) {
+                Ok(file) => self.tell(&ToWorker::Servers(name.clone()), &file),
+                Err(error) => self.say(Severity::Error, &format!("{owner}: older workers are not told: {error}")),
+            }
+        }
     }
 }
 

@@ -86,6 +86,7 @@ impl Master {
         self.blank.memory.set_prober(worker.generation);
         self.settle_servers(&bundle, &worker.slots);
         worker.tell(&ToWorker::Check);
+        self.tell_elders(&bundle);
         let abandoned = listeners::abandoned(&self.listeners, &listeners);
         let retiring = self.workers.promote(worker, &abandoned, &bundle.reload);
         publication.confirm();

@@ -10,6 +10,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
+use super::MasterError;
 use super::events::Event;
 use super::spawn::{State, Worker};
 use super::status::Generation;
@@ -162,11 +163,25 @@ impl Workers {
         }
     }
 
-    /// The same, with a descriptor, to those that get new connections.
-    pub(super) fn tell_serving(&self, order: &ToWorker, fd: BorrowedFd<'_>) {
-        for worker in self.alive.iter().filter(|worker| worker.state == State::Serving) {
-            let _ = worker.channel.send(order, &[fd]);
-        }
+    /// What files hold now, to everybody whom it concerns: certificates of frontends to those that get new connections, files
+    /// for servers to whoever may yet open connections to them. Says whom it could not be told.
+    pub(super) fn tell_change(&self, order: &ToWorker, fd: BorrowedFd<'_>) -> Vec<String> {
+        let concerned = |worker: &&Worker| match order {
+            ToWorker::Servers(_) => worker.state != State::Stopping,
+            _ => worker.state == State::Serving,
+        };
+        let tell = |worker: &Worker| {
+            let error = worker.channel.send(order, &[fd]).err()?;
+            // A worker that is gone is noticed by its end, not here.
+            (!worker.is_gone()).then(|| {
+                let Worker { pid, generation, .. } = worker;
+                format!(
+                    "worker {pid} of generation {generation} goes by the files of before: {}",
+                    MasterError::from(error).chain()
+                )
+            })
+        };
+        self.alive.iter().filter(concerned).filter_map(tell).collect()
     }
 
     /// Everybody ends now.
@@ -284,4 +299,79 @@ fn stop(worker: &mut Worker) {
     worker.stalled = false;
     worker.state = State::Stopping;
     worker.deadline = Instant::now().checked_add(END_PATIENCE);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::sync::Arc;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::handoff::memory_file;
+    use crate::handoff::messages::Slots;
+
+    const TEXT: &str = "config-version = 1\n[frontend.web]\nbind = \"127.0.0.1:1\"\nbackend = \"pool\"\n[backend.pool]\n\
+        server = [{ name = \"one\", address = \"127.0.0.1:2\" }]\n";
+
+    /// A worker, its end of the channel, and what is dropped when its process is gone.
+    fn worker(generation: u64, state: State) -> (Worker, OwnedFd, oneshot::Receiver<()>) {
+        let loaded = crate::config::load_text("proxy.toml".as_ref(), TEXT, &|_| Ok(())).unwrap();
+        let ((channel, theirs), (kill, killed)) = (Channel::pair().unwrap(), oneshot::channel());
+        let worker = Worker {
+            generation,
+            pid: 7,
+            lane: 0,
+            state,
+            slots: Slots::default(),
+            bundle: Arc::new(loaded.bundle),
+            channel: Arc::new(channel),
+            stderr: None,
+            since: Instant::now(),
+            deadline: None,
+            retreat: None,
+            relief: None,
+            pulse: None,
+            stalled: false,
+            kill: Some(kill),
+        };
+        (worker, theirs, killed)
+    }
+
+    fn heard(theirs: OwnedFd) -> bool {
+        Channel::from_fd(theirs).recv_blocking::<ToWorker>(Duration::ZERO).is_ok_and(|message| message.is_some())
+    }
+
+    #[test]
+    fn of_servers_everybody_is_told_who_may_still_go_to_them_and_of_clients_who_gets_new_ones() {
+        let file = memory_file("test").unwrap();
+        for (order, expected) in [
+            (ToWorker::Servers(String::new()), [true, true, false]),
+            (ToWorker::Clients(String::new()), [true, false, false]),
+        ] {
+            let made = [State::Serving, State::Draining, State::Stopping].map(|state| worker(1, state));
+            let (mut alive, mut ends) = (Vec::new(), Vec::new());
+            for (worker, theirs, killed) in made {
+                alive.push(worker);
+                ends.push((theirs, killed));
+            }
+            assert!(Workers::of(alive).tell_change(&order, file.as_fd()).is_empty());
+            let told: Vec<_> = ends.into_iter().map(|(theirs, _alive)| heard(theirs)).collect();
+            assert_eq!(told, expected, "{order:?}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_lives_and_cannot_be_told_is_named() {
+        let file = memory_file("test").unwrap();
+        let ((one, theirs, killed), (gone, its, _)) = (worker(3, State::Draining), worker(4, State::Serving));
+        drop((theirs, its));
+        let said = Workers::of(vec![one, gone]).tell_change(&ToWorker::Servers(String::new()), file.as_fd());
+        assert!(
+            said.len() == 1 && said[0].starts_with("worker 7 of generation 3 goes by the files of before: "),
+            "{said:?}"
+        );
+        drop(killed);
+    }
 }

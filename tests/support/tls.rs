@@ -179,6 +179,12 @@ impl Answer {
         &self.reader.get_ref().conn
     }
 
+    /// What is answered to another request over the same connection.
+    pub fn again(&mut self) -> Message {
+        self.reader.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+        read_message(&mut self.reader, true).unwrap()
+    }
+
     /// The certificate the server proved to hold.
     pub fn leaf(&self) -> &[u8] {
         &self.chain[0]
