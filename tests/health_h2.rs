@@ -104,7 +104,7 @@ async fn checked_by_grpc(message: &'static [u8], code: &'static str, service: &s
     let check = format!("type = \"grpc\"\n{service}\ninterval = \"50ms\"\nfall = 1\nrise = 1");
     let page = Port::new();
     let site = Site::new(&format!(
-        "[frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n[backend.pool]\nprotocol = \"h2c\"\n\
+        "[frontend.web]\nbind = \"{{port}}\"\nbackend = \"pool\"\n[backend.pool]\nprotocol = \"h2c\"\ntimeout.check = \"10s\"\n\
          servers = [\"{}\"]\n[backend.pool.check]\n{check}\n[stats]\nbind = \"{}\"\nuri = \"/s\"\n",
         origin.address, page.address
     ));
