@@ -5,6 +5,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod faulty;
 pub mod h2;
 pub mod haproxy;
 pub mod kernel;
@@ -12,6 +13,7 @@ pub mod load;
 pub mod origin;
 pub mod peer;
 pub mod program;
+pub mod side_by_side;
 pub mod supervisor;
 pub mod syslog;
 pub mod tls;
