@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -323,10 +324,13 @@ impl Raw {
         }
     }
 
-    /// Reads in the background what comes, and gives the frames once the connection has ended.
-    pub fn collect(&self) -> std::thread::JoinHandle<Vec<Frame>> {
+    /// Reads in the background what comes, until the connection has ended.
+    pub fn listen(&self) -> mpsc::Receiver<Frame> {
         let mut reader = Self(self.0.try_clone().unwrap());
         reader.0.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        std::thread::spawn(move || std::iter::from_fn(|| reader.read()).collect())
+        let (tell, frames) = mpsc::channel();
+        // Whoever listens may have gone.
+        std::thread::spawn(move || while reader.read().is_some_and(|frame| tell.send(frame).is_ok()) {});
+        frames
     }
 }
