@@ -278,6 +278,21 @@ fn a_flood_of_frames_that_ask_for_nothing_is_calmed() {
 }
 
 #[test]
+fn a_flood_that_comes_at_once_is_not_answered_first() {
+    let origin = Origin::echo();
+    let scene = Scene::new(&origin, "");
+    let mut raw = Raw::connect(scene.site.address());
+    let frames = raw.listen();
+    // All of it may be there before anybody looks.
+    let _cut_off = raw.0.write_all(&Raw::frame(SETTINGS, 0, 0, b"").repeat(50_000));
+    let seen: Vec<_> = frames.iter().collect();
+    assert!(seen.iter().any(|frame| frame.kind == GOAWAY), "no goodbye in {} frames", seen.len());
+    // 2000 are everybody's, and what was read with the last of them is answered, too.
+    let answered = seen.iter().filter(|frame| frame.kind == SETTINGS).count();
+    assert!(answered < 5000, "{answered}");
+}
+
+#[test]
 fn requests_taken_back_at_once_are_calmed() {
     must_be_calmed("rapid reset", false, |number| {
         let stream = number * 2 - 1;

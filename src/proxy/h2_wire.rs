@@ -22,7 +22,16 @@ struct Shared {
     /// Read before it was known that this is HTTP/2.
     input: RefCell<Vec<u8>>,
     watch: RefCell<Watch>,
-    flooded: Cell<bool>,
+    flood: Cell<Flood>,
+}
+
+/// Whether the client sends too much that is nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flood {
+    No,
+    /// Not told yet.
+    Found,
+    Told,
 }
 
 impl Wire {
@@ -32,7 +41,7 @@ impl Wire {
             stream: RefCell::new(stream),
             input: RefCell::new(input),
             watch: RefCell::new(Watch::new(Budget::default(), Instant::now())),
-            flooded: Cell::new(false),
+            flood: Cell::new(Flood::No),
         }))
     }
 
@@ -41,14 +50,18 @@ impl Wire {
         Rc::into_inner(self.0).map(|shared| shared.stream.into_inner())
     }
 
-    /// Whether the client sends too much that is nothing; told once.
+    /// Whether the client sends too much that is nothing; told once. Nothing more is read from it.
     pub fn take_flooded(&self) -> bool {
-        self.0.flooded.replace(false)
+        let found = self.0.flood.get() == Flood::Found;
+        if found {
+            self.0.flood.set(Flood::Told);
+        }
+        found
     }
 
     fn count(&self, bytes: &[u8]) {
         if !self.0.watch.borrow_mut().read(bytes, Instant::now()) {
-            self.0.flooded.set(true);
+            self.0.flood.set(Flood::Found);
         }
     }
 
@@ -62,6 +75,9 @@ impl Wire {
 
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.0.flood.get() != Flood::No {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let mut input = self.0.input.borrow_mut();
         if input.is_empty() {
