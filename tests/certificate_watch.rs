@@ -99,19 +99,6 @@ fn a_new_certificate_is_served_without_a_reload_and_by_every_worker_to_come() {
     await_shown(&site, "localhost", &newest);
 }
 
-/// Lines up to one with this text, which is the last.
-fn heard_up_to(daemon: &Daemon, part: &str) -> Vec<String> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut lines = Vec::new();
-    while let Ok(line) = daemon.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        lines.push(line);
-        if lines.last().is_some_and(|line| line.contains(part)) {
-            return lines;
-        }
-    }
-    panic!("never said: {part}; but {lines:?}");
-}
-
 /// Makes something of a folder's files that cannot be served.
 type Spoil = fn(&Path, &Pair);
 
@@ -145,7 +132,7 @@ fn files_that_cannot_be_served_leave_the_old_certificate_and_one_line_each() {
         // Another frontend's files are looked at in the same rounds: these are several of them.
         for round in 0..3 {
             put(folder, "clock.pem", &fresh(&format!("round-{round}.example")).text());
-            let lines = heard_up_to(&daemon, &format!("frontend clock: new certificates for round-{round}.example"));
+            let lines = daemon.heard_up_to(&format!("frontend clock: new certificates for round-{round}.example"));
             assert_eq!(lines.len(), 1, "{problem} is told once: {lines:?}");
         }
         assert!(shown(&site, "localhost") == current.der, "{problem}");
@@ -174,7 +161,7 @@ fn a_broken_revocation_list_does_not_hold_up_the_renewal_of_a_certificate() {
         let new = fresh("localhost");
         put(folder, "a.pem", &new.text());
         await_shown(&site, "localhost", &new);
-        let lines = heard_up_to(&daemon, "frontend web: new certificates for localhost");
+        let lines = daemon.heard_up_to("frontend web: new certificates for localhost");
         assert_eq!(lines.len(), 1, "what is wrong with the list is told once: {lines:?}");
     }
     put(folder, "revoked.pem", &authority.revoke(&[66, 1], 2101));
@@ -274,7 +261,7 @@ fn an_end_that_is_near_or_past_is_told_by_check_and_in_the_log() {
     // The day's warnings have been given: a reload does not repeat them, a certificate that is new has its own.
     fs::write(site.path("good.pem"), ending_in(7 * DAY + 3600).0).unwrap();
     assert_eq!(code(&site.proxy(&["reload"])), 0);
-    let lines = heard_up_to(&daemon, "good.pem` expires in 7 days");
+    let lines = daemon.heard_up_to("good.pem` expires in 7 days");
     assert!(!lines.iter().any(|line| line.contains("near.pem` expires")), "{lines:?}");
 }
 

@@ -58,19 +58,6 @@ fn replace_worker(site: &Site) {
     });
 }
 
-/// Lines up to one with this text, which is the last.
-fn heard_up_to(daemon: &Daemon, part: &str) -> Vec<String> {
-    let deadline = Instant::now() + PATIENCE;
-    let mut lines = Vec::new();
-    while let Ok(line) = daemon.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        lines.push(line);
-        if lines.last().is_some_and(|line| line.contains(part)) {
-            return lines;
-        }
-    }
-    panic!("never said: {part}; but {lines:?}");
-}
-
 #[test]
 fn a_new_authority_is_believed_without_a_reload_and_by_everybody_to_come() {
     let site = Site::new("");
@@ -335,7 +322,7 @@ fn a_file_that_cannot_be_used_keeps_the_old_one_is_told_once_and_holds_up_no_oth
             if file != "edge.pem" {
                 let pem = authority.issue("edge", &["edge.example"]);
                 put(&site, "edge.pem", &pem);
-                let lines = heard_up_to(&daemon, "backend pool: a new certificate to show servers");
+                let lines = daemon.heard_up_to("backend pool: a new certificate to show servers");
                 assert_eq!(lines.len(), 1, "what is wrong is told once: {lines:?}");
                 support::until("the new certificate is shown", || {
                     assert_eq!(status(&site), 200, "{file}");
@@ -344,7 +331,7 @@ fn a_file_that_cannot_be_used_keeps_the_old_one_is_told_once_and_holds_up_no_oth
             }
             if file != "ca.pem" {
                 put(&site, "ca.pem", &(authority.pem() + &Authority::new("Another").pem()));
-                let lines = heard_up_to(&daemon, "backend pool: other authorities for servers");
+                let lines = daemon.heard_up_to("backend pool: other authorities for servers");
                 assert_eq!(lines.len(), 1, "what is wrong is told once: {lines:?}");
             }
         }

@@ -243,6 +243,19 @@ impl Daemon {
         Err(String::from("it never said that it is ready"))
     }
 
+    /// Lines of its stderr up to one with this text, which is the last.
+    pub fn heard_up_to(&self, part: &str) -> Vec<String> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut lines = Vec::new();
+        while let Ok(line) = self.said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            lines.push(line);
+            if lines.last().is_some_and(|line| line.contains(part)) {
+                return lines;
+            }
+        }
+        panic!("never said: {part}; but {lines:?}");
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
