@@ -18,7 +18,7 @@ use support::authority::Authority;
 use support::client::{get, read_message};
 use support::origin::Origin;
 use support::tls::{Pair, TlsClient};
-use support::{Daemon, PATIENCE, Port, Site, code, generation, pid, serving, text};
+use support::{PATIENCE, Port, Site, code, generation, pid, serving, text};
 
 const BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 
